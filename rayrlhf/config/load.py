@@ -1,0 +1,102 @@
+"""From a YAML file and `key.sub=value` overrides to a checked RunConfig, or one clear sentence."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rayrlhf.config.root import RunConfig
+from rayrlhf.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-6` as a string; here it is the number it looks like."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read `path`, apply overrides in order, check everything; raises ConfigError with one sentence."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise ConfigError(f"The configuration file {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"The configuration file {path} must hold a mapping of keys, not {type(tree).__name__}.")
+    for override in overrides:
+        _apply(tree, override)
+    if not tree.get("name"):
+        tree["name"] = path.stem
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping; raises ConfigError that names every bad key, its value and what would be valid."""
+    try:
+        return RunConfig.model_validate(dict(tree))
+    except ValidationError as error:
+        problems = [_sentence(dict(problem)) for problem in error.errors()]
+        raise ConfigError("Bad configuration: " + "; ".join(problems) + ".") from None
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"The override {override!r} must have the form key.sub=value.")
+    node = tree
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"The override {override!r} goes below {part!r}, which holds a value, not keys.")
+        node = child
+    node[parts[-1]] = _parse_yaml(value, f"The value of the override {override!r}")
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    path = tuple(part for part in problem["loc"] if isinstance(part, (str, int)))
+    key = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean {'.'.join([*map(str, path[:-1]), near[0]])}?" if near else f"valid keys are {', '.join(sorted(known))}"
+        return f"unknown key {key} ({hint})"
+    if problem["type"] == "missing":
+        return f"{key} is required"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}={problem['input']!r} {message}"
+
+
+def _keys_at(path: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        candidates = [field.annotation, *get_args(field.annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)

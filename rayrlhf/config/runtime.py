@@ -1,0 +1,106 @@
+"""Where things run: the resources of each role, and the services around them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rayrlhf.config.base import Node
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class RoleConfig(Node):
+    """What one process of a role asks Ray for."""
+
+    cpus: float = Field(default=1.0, ge=0.0)
+    """Logical CPUs, for placement."""
+    gpus: float | None = Field(default=None, ge=0.0)
+    """GPUs; default: 1 on CUDA, 0 on CPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """Compute threads; default: cpus rounded down, at least 1."""
+    memory_gib: float = Field(default=0.0, ge=0.0)
+    """Memory reserved with Ray; 0 reserves none."""
+    resources: dict[str, float] = {}
+    """Custom Ray resources, to pin a role to some nodes."""
+    dtype: Dtype = "auto"
+    """auto: bfloat16 on CUDA, float32 on CPU."""
+    start_timeout: float = Field(default=300.0, gt=0.0)
+    """Seconds a process may take to become ready."""
+    call_timeout: float = Field(default=1800.0, gt=0.0)
+    """Seconds one call may take."""
+
+    @property
+    def compute_threads(self) -> int:
+        return self.threads or max(1, int(self.cpus))
+
+
+class RolloutConfig(RoleConfig):
+    """vLLM engines."""
+
+    workers: int = Field(default=1, ge=1)
+    kv_cache_gib: float = Field(default=1.0, gt=0.0)
+    """Key-value cache of a CPU engine."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, lt=1.0)
+    """Share of a GPU's memory for a CUDA engine."""
+    max_num_seqs: int = Field(default=128, ge=1)
+    """Sequences decoded together."""
+    enforce_eager: bool | None = None
+    """Skip graph compilation; default: true on CPU, false on CUDA."""
+    prefix_caching: bool = True
+    max_restarts: int = Field(default=3, ge=0)
+    """Replacements of dead workers before the run gives up."""
+
+
+class ScoringConfig(RoleConfig):
+    """Reward model and reference policy."""
+
+    workers: int = Field(default=1, ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=2)
+    max_restarts: int = Field(default=3, ge=0)
+
+
+class LearnerConfig(RoleConfig):
+    """The processes that hold the optimizer; more than one shard the model with FSDP2."""
+
+    processes: int = Field(default=1, ge=1)
+    bucket_mib: float = Field(default=64.0, gt=0.0)
+    """Size of a published weight bucket."""
+    max_nonfinite_steps: int = Field(default=3, ge=1)
+    """Consecutive skipped steps with non-finite gradients before the run stops."""
+
+
+class ParityConfig(Node):
+    """The gate between engine and learner before the first update; null thresholds follow the dtype."""
+
+    prompts: int = Field(default=16, ge=1)
+    p50: float | None = Field(default=None, gt=0.0)
+    p99: float | None = Field(default=None, gt=0.0)
+    max_outside: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Share of tokens whose probability ratio lies outside [0.9, 1.1]."""
+
+
+class CheckpointConfig(Node):
+    """Complete checkpoints of the training state."""
+
+    every: int = Field(default=20, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """Newest complete checkpoints kept."""
+
+
+class WandbConfig(Node):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online when logged in, else offline."""
+    project: str = "rayrlhf"
+    entity: str | None = None
+
+
+class ClusterConfig(Node):
+    """The Ray cluster."""
+
+    address: str | None = None
+    """Cluster to join; default: the one a Ray job runs in, else a local one for this run."""
+    object_store_gib: float = Field(default=1.0, gt=0.0)
+    """Object store of a local cluster."""

@@ -1,0 +1,154 @@
+"""What each stage optimises."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayrlhf.config.base import Node
+
+
+class OptimConfig(Node):
+    """AdamW with a warm-up and a decay."""
+
+    lr: float = Field(default=1.0e-5, ge=0.0)
+    betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    eps: float = Field(default=1.0e-8, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Learning rate at the last step, as a share of lr."""
+
+
+class SupervisedConfig(Node):
+    """Supervised fine-tuning: next-token loss on responses."""
+
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, whatever the epochs say."""
+    prompts_per_step: int = Field(default=32, ge=1)
+    """Rows (SFT: demonstrations, reward: pairs) of one optimizer step."""
+    micro_batch_tokens: int = Field(default=4096, ge=2)
+    """Padded tokens of one forward pass, at most."""
+    evaluate_every: int = Field(default=50, ge=1)
+    optim: OptimConfig = OptimConfig()
+
+
+class SFTConfig(SupervisedConfig):
+    """Supervised fine-tuning."""
+
+    train_on_prompt: bool = False
+    """Train prompt tokens too."""
+
+
+class RewardConfig(SupervisedConfig):
+    """Reward-model training: Bradley-Terry on preference pairs."""
+
+    base: str | None = None
+    """Backbone to start from; default: the run's own sft/, else model.path."""
+    center_coef: float = Field(default=0.0, ge=0.0)
+    """Weight of mean((r_chosen + r_rejected)^2), which keeps scores centred."""
+
+
+class KLConfig(Node):
+    """The pull towards the reference policy."""
+
+    placement: Literal["reward", "loss"] = "reward"
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """In the reward only k1 is used; in the loss all three are."""
+    coef: float = Field(default=0.05, ge=0.0)
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    target: float = Field(default=6.0, gt=0.0)
+    """adaptive: the wanted KL per response, in nats."""
+    horizon: int = Field(default=10_000, ge=1)
+    """adaptive: samples over which the coefficient may double."""
+
+    @model_validator(mode="after")
+    def _reward_is_k1(self) -> "KLConfig":
+        if self.placement == "reward" and self.estimator != "k1":
+            raise ValueError(f"ppo.kl.estimator={self.estimator} needs ppo.kl.placement=loss; in the reward use k1")
+        return self
+
+
+class PPOConfig(Node):
+    """Proximal policy optimisation, and its critic-free relatives by `advantage`."""
+
+    updates: int = Field(default=100, ge=1)
+    """Steps of the control loop: one batch of experience each."""
+    prompts_per_step: int = Field(default=32, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=2)
+    epochs: int = Field(default=2, ge=1)
+    """Passes over each batch."""
+    minibatches: int = Field(default=2, ge=1)
+    """Optimizer updates of one pass."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Largest allowed learner version minus trajectory version; 0 is synchronous."""
+    old_logprobs: Literal["recompute", "rollout"] = "recompute"
+    """The PPO denominator: the learner's own log-probs before the update, or the engine's when sampled."""
+    importance_cap: float | None = Field(default=None, gt=0.0)
+    """Truncate the correction exp(old - rollout) here; default: 2.0 when max_staleness > 0, else no correction."""
+
+    advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"
+    """gae uses the critic; rloo and grpo a group baseline; reinforce the batch mean."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
+    whiten_advantages: bool = True
+    """Mean 0 and variance 1 over the valid tokens of the whole batch."""
+
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip_high: float = Field(default=0.2, gt=0.0)
+    dual_clip: float | None = Field(default=None, gt=1.0)
+    """Bound on ratio * advantage for negative advantages."""
+    value_clip: float | None = Field(default=0.2, gt=0.0)
+    entropy_coef: float = Field(default=0.0, ge=0.0)
+    target_kl: float | None = Field(default=None, gt=0.0)
+    """Stop the passes over a batch once the mean KL(old || new) per token passes this."""
+    critic_warmup_updates: int = Field(default=0, ge=0)
+    """First updates in which only the critic learns."""
+    kl: KLConfig = KLConfig()
+
+    reward_model: str | None = None
+    """Directory of the reward model; default: the run's own reward_model/."""
+    reward_clip: float | None = Field(default=None, gt=0.0)
+    """Scores are clipped to [-c, c] after normalisation."""
+    normalize_reward: bool = True
+    """Divide scores by their running standard deviation and subtract their running mean."""
+    missing_eos_penalty: float = Field(default=0.0, ge=0.0)
+    """Subtracted from the reward of a response that was cut at max_new_tokens."""
+    truncation: Literal["score", "mask", "bootstrap"] = "score"
+    """A cut response is trained on its score, left out of the loss, or its return is bootstrapped from the critic."""
+
+    optim: OptimConfig = OptimConfig(lr=1.0e-6, schedule="constant")
+    critic_optim: OptimConfig = OptimConfig(lr=5.0e-6, schedule="constant")
+    evaluate_every: int = Field(default=20, ge=1)
+    evaluate_prompts: int = Field(default=64, ge=1)
+    """Held-out prompts of an evaluation, one response each."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PPOConfig":
+        samples = self.prompts_per_step * self.samples_per_prompt
+        if samples % self.minibatches:
+            raise ValueError(
+                f"ppo.minibatches={self.minibatches} must divide prompts_per_step * samples_per_prompt = {samples}"
+            )
+        if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
+            raise ValueError(f"ppo.advantage={self.advantage} needs ppo.samples_per_prompt >= 2, not {self.samples_per_prompt}")
+        if self.truncation == "bootstrap" and self.advantage != "gae":
+            raise ValueError(f"ppo.truncation=bootstrap needs a critic: ppo.advantage=gae, not {self.advantage}")
+        if self.critic_warmup_updates >= self.updates:
+            raise ValueError(f"ppo.critic_warmup_updates={self.critic_warmup_updates} must be below ppo.updates={self.updates}")
+        return self
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def uses_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @property
+    def effective_importance_cap(self) -> float | None:
+        return self.importance_cap if self.importance_cap is not None else (2.0 if self.max_staleness > 0 else None)

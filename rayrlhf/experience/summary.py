@@ -1,0 +1,62 @@
+"""What scored trajectories say when read: rows for people, figures for an evaluation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rayrlhf.types import ScoredTrajectory
+
+
+def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> list[dict[str, Any]]:
+    """One row of samples.jsonl for each trajectory."""
+    return [
+        {
+            "stage": stage,
+            "step": step,
+            "sample_id": str(item.trajectory.sample_id),
+            "prompt": item.prompt_text,
+            "response": item.response_text,
+            "score": item.score,
+            "gold": item.gold,
+            "kl": response_kl(item),
+            "finish": item.trajectory.finish,
+            "policy_version": item.trajectory.min_version,
+        }
+        for item in scored
+    ]
+
+
+def response_kl(item: ScoredTrajectory) -> float:
+    """Summed k1 estimate of KL(policy || reference) of one response, in nats (Schulman 2020)."""
+    difference = item.trajectory.rollout_logprobs.astype(np.float64) - item.ref_logprobs.astype(np.float64)
+    return float(difference.sum())
+
+
+def evaluation_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
+    """The eval/* metrics of held-out responses."""
+    metrics = {
+        "eval/score": float(np.mean([item.score for item in scored])),
+        "eval/kl": float(np.mean([response_kl(item) for item in scored])),
+        "eval/length": float(np.mean([len(item.trajectory.response_ids) for item in scored])),
+        "eval/truncated": float(np.mean([item.trajectory.finish == "length" for item in scored])),
+        "eval/distinct_2": distinct_n([item.response_text for item in scored], 2),
+        "eval/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored]),
+    }
+    golds = [item.gold for item in scored if item.gold is not None]
+    if golds:
+        metrics["eval/gold"] = float(np.mean(golds))
+    return metrics
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct word n-grams over all word n-grams (Li et al. 2016); 0 where there are none."""
+    grams = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated_share(pairs: Sequence[tuple[str, str]]) -> float:
+    """Share of responses whose text was given to an earlier, different prompt too."""
+    first_prompt: dict[str, str] = {}
+    repeated = sum(first_prompt.setdefault(response, prompt) != prompt for prompt, response in pairs)
+    return repeated / len(pairs) if pairs else 0.0

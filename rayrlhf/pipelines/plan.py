@@ -1,0 +1,89 @@
+"""What a run will do, in numbers, before it does it."""
+
+from dataclasses import dataclass
+
+from rayrlhf.actors.placement import role_gpus
+from rayrlhf.config import RoleConfig, RunConfig
+from rayrlhf.telemetry.console import Console, format_bytes
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The derived quantities of a run."""
+
+    parameters: int
+    """Of the policy; the critic and the reward model are of nearly the same size."""
+    device: str
+
+    @property
+    def learner_bytes(self) -> int:
+        """Policy and critic in fp32: weights, gradients and two Adam moments, 16 bytes a parameter each."""
+        return 2 * 16 * self.parameters
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Reward model and reference."""
+        return 2 * self._weight_bytes * self.parameters
+
+    @property
+    def version_bytes(self) -> int:
+        """One published version of the policy."""
+        return self._weight_bytes * self.parameters
+
+    def object_store_bytes(self, config: RunConfig) -> int:
+        """Two versions and the batches in flight: ids and three float32 per token, and the texts."""
+        tokens = config.ppo.samples_per_step * config.model.max_length
+        return 2 * self.version_bytes + (config.ppo.max_staleness + 2) * tokens * 32
+
+    def engine_bytes(self, config: RunConfig) -> int:
+        """Weights and, on CPU, the key-value cache."""
+        cache = int(config.rollout.kv_cache_gib * GIB) if self.device == "cpu" else 0
+        return self.version_bytes + cache
+
+    @property
+    def _weight_bytes(self) -> int:
+        return 4 if self.device == "cpu" else 2
+
+
+def show_plan(console: Console, config: RunConfig, plan: Plan) -> None:
+    """Print the one table of a run: roles, resources, batch arithmetic, updates, estimated memory."""
+    roles: list[tuple[str, int, RoleConfig, int]] = [
+        ("learner", config.learner.processes, config.learner, plan.learner_bytes // config.learner.processes)
+    ]
+    if "ppo" in config.stages:
+        roles.append(("rollout", config.rollout.workers, config.rollout, plan.engine_bytes(config)))
+        roles.append(("scoring", config.scoring.workers, config.scoring, plan.frozen_bytes))
+    rows = [
+        [
+            name,
+            str(processes),
+            f"{role.cpus:g} CPU, {role_gpus(role, device=plan.device):g} GPU, {role.compute_threads} threads",
+            format_bytes(memory),
+        ]
+        for name, processes, role, memory in roles
+    ]
+    title = f"{config.name}: {plan.parameters / 1e6:.2f} M parameters on {plan.device}, stages {', '.join(config.stages)}"
+    console.table(title, ["role", "processes", "each", "models, estimated"], rows)
+    console.table("batches", ["stage", "one step", "optimizer updates"], _batch_rows(config))
+
+
+def _batch_rows(config: RunConfig) -> list[list[str]]:
+    rows = []
+    for stage, settings, what in (("sft", config.sft, "demonstrations"), ("reward", config.reward, "pairs")):
+        if stage in config.stages:
+            length = f"at most {settings.max_steps}" if settings.max_steps else f"{settings.epochs} epochs"
+            rows.append([stage, f"{settings.prompts_per_step} {what}", f"1 a step, {length}"])
+    if "ppo" in config.stages:
+        ppo = config.ppo
+        each = ppo.samples_per_step // ppo.minibatches
+        rows.append(
+            [
+                "ppo",
+                f"{ppo.prompts_per_step} prompts x {ppo.samples_per_prompt} samples = {ppo.samples_per_step}",
+                f"{ppo.epochs} epochs x {ppo.minibatches} minibatches of {each} = {ppo.epochs * ppo.minibatches} a step, "
+                f"{ppo.updates} steps, {ppo.updates * ppo.epochs * ppo.minibatches} in all",
+            ]
+        )
+    return rows

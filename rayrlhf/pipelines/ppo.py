@@ -1,0 +1,295 @@
+"""The PPO stage: one control loop for synchronous and asynchronous training alike.
+
+    prompts -> RolloutPool -> ScoringPool -> ExperienceBuffer -> LearnerGroup -> weights, version v -> RolloutPool
+
+Two coroutines share the loop. The rollout loop may run ahead of the learner by `max_staleness` versions; with 0 it
+waits for every update, which is on-policy PPO. Neither ever holds a trajectory: they pass references.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any
+
+from rayrlhf.actors.calls import together
+from rayrlhf.actors.learner import LearnerGroup
+from rayrlhf.actors.rollout import RolloutPool
+from rayrlhf.actors.scoring import ScoringPool
+from rayrlhf.algorithms.seeds import derive_seed
+from rayrlhf.config import RunConfig
+from rayrlhf.data.prompts import PromptStream
+from rayrlhf.errors import LedgerError
+from rayrlhf.experience.buffer import Chunk, ExperienceBuffer
+from rayrlhf.experience.ledger import Ledger
+from rayrlhf.learner.ppo import PPOLearner, build_ppo
+from rayrlhf.learner.process_group import Ranks
+from rayrlhf.models.device import resolve_dtype_name
+from rayrlhf.pipelines.checkpoint import CheckpointStore
+from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.prompts import PromptSet
+from rayrlhf.rollout.parity import check_parity, parity_thresholds
+from rayrlhf.telemetry.console import Progress
+from rayrlhf.types import Prompt, RolloutRequest, SampleId
+
+
+class PPOLoop:
+    """The driver of one PPO stage."""
+
+    def __init__(
+        self, context: RunContext, prompts: PromptSet, *, policy_dir: str, reward_model_dir: str
+    ) -> None:
+        config = context.config
+        self._context = context
+        self._config = config
+        self._prompts = prompts
+        self._dirs = {"policy_dir": policy_dir, "reward_model_dir": reward_model_dir}
+        self._stream = PromptStream(prompts.train, prompts_per_step=config.ppo.prompts_per_step, seed=config.seed)
+        self._ledger = Ledger()
+        self._buffer = ExperienceBuffer()
+        self._store = CheckpointStore(context.folder.checkpoints("ppo"), keep=config.checkpoint.keep)
+        self._rollout = RolloutPool(
+            config, model_dir=policy_dir, device=context.device, eos_token_ids=prompts.eos_token_ids
+        )
+        self._scoring = ScoringPool(
+            config, reward_model_dir=reward_model_dir, reference_dir=policy_dir, device=context.device
+        )
+        self._learner = LearnerGroup(config, device=context.device)
+        self._bucket_count = 0
+        self._version = 0
+        self._version_changed = asyncio.Condition()
+        self._phase_seconds: dict[int, dict[str, float]] = {}
+        self._before: dict[str, float] = {}
+        self._worst_mismatch_p99 = 0.0
+
+    async def run(self) -> dict[str, Any]:
+        """Train to the last update and export; returns the stage's part of the summary."""
+        started = time.monotonic()
+        try:
+            await self._start()
+            after = await self._train()
+            policy_dir, critic_dir = (str(self._context.folder.model_dir(n)) for n in ("policy", "critic"))
+            await self._learner.call("export", policy_dir, critic_dir)
+            tokens: int = await self._learner.call("tokens")
+        finally:
+            self._rollout.pool.stop()
+            self._scoring.pool.stop()
+            self._learner.stop()
+        return self._summary(after, tokens=tokens, wall_seconds=time.monotonic() - started)
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        dirs = self._dirs
+
+        def build(config: RunConfig, ranks: Ranks) -> PPOLearner:
+            return build_ppo(config, ranks=ranks, **dirs)
+
+        await together(self._rollout.start(), self._scoring.start(), self._learner.start(build))
+        self._bucket_count = await self._learner.call("bucket_count")
+        await self._resume()
+        if self._version > 0:
+            await self._publish()
+        await self._parity_gate()
+        if not self._before:
+            self._before = await self._evaluate(0)
+            await self._context.recorder.log("ppo", 0, self._before)
+
+    async def _resume(self) -> None:
+        if not self._context.resume:
+            return
+        checkpoint, skipped = self._store.newest()
+        if skipped:
+            self._context.console.warn(f"Skipped incomplete checkpoints: {', '.join(skipped)}.")
+        if checkpoint is None:
+            return
+        await self._learner.call("load", str(checkpoint.directory))
+        self._version = await self._learner.call("version")
+        self._ledger.load_state_dict(checkpoint.driver_state["ledger"])
+        self._before = checkpoint.driver_state["before"]
+        self._worst_mismatch_p99 = checkpoint.driver_state["worst_mismatch_p99"]
+        self._context.console.note(f"Resumed from {checkpoint.directory.name}.")
+
+    async def _parity_gate(self) -> None:
+        """Refuse to train when engine and learner disagree about the same tokens under the same weights."""
+        prompts = self._prompts.heldout[: self._config.parity.prompts]
+        parts = await self._rollout.generate(self._fixed_requests("parity", prompts), on_loss=_ignore_loss)
+        mismatch = await self._learner.mismatch([ref for ref, _ in parts])
+        thresholds = parity_thresholds(
+            self._config.parity,
+            engine_dtype=resolve_dtype_name(self._config.rollout.dtype, self._context.device),
+            learner_dtype=resolve_dtype_name(self._config.learner.dtype, self._context.device),
+        )
+        check_parity(mismatch, thresholds, temperature=self._config.sampling.temperature)
+        self._worst_mismatch_p99 = max(self._worst_mismatch_p99, mismatch.p99)
+        self._context.console.note(
+            f"Parity gate passed: |engine - learner| log-prob p50 {mismatch.p50:.1e}, p99 {mismatch.p99:.1e} "
+            f"over {mismatch.tokens} tokens."
+        )
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    async def _train(self) -> dict[str, float]:
+        first, last = self._version, self._config.ppo.updates
+        if first >= last:
+            return await self._evaluate(last)
+        with self._context.console.progress("ppo", last) as progress:
+            learner_loop = self._learner_loop(first, last, progress)
+            _, after = await together(self._rollout_loop(first, last), learner_loop)
+        final: dict[str, float] = after
+        return final
+
+    async def _rollout_loop(self, first: int, last: int) -> None:
+        """Produces scored experience, a step at a time.
+
+        Consumes the prompt stream; waits until the learner is at most `max_staleness` versions behind; unblocked by
+        `_advance`.
+        """
+        for step in range(first, last):
+            await self._until_version(step - self._config.ppo.max_staleness)
+            requests = self._lease(step)
+            await self._buffer.open(step, len(requests))
+            begun = time.monotonic()
+            parts = await self._rollout.generate(requests, on_loss=self._ledger.reissue)
+            generated = time.monotonic()
+            await together(*(self._score(step, ref, info.tokens) for ref, info in parts))
+            self._phase_seconds[step] = {
+                "time/rollout": generated - begun,
+                "time/scoring": time.monotonic() - generated,
+                "perf/rollout_tokens_per_second": sum(info.tokens for _, info in parts) / (generated - begun),
+            }
+
+    async def _score(self, step: int, trajectories: Any, tokens: int) -> None:
+        ref, info = await self._scoring.score(trajectories)
+        if not all(self._ledger.accept(info.sample_ids)):
+            raise LedgerError(f"A second copy of a sample of step {step} came back from scoring.")
+        await self._buffer.put(Chunk(step=step, sample_ids=info.sample_ids, ref=ref, tokens=tokens))
+
+    async def _learner_loop(self, first: int, last: int, progress: Progress) -> dict[str, float]:
+        """Trains each step of experience once and publishes the new version; returns the last evaluation.
+
+        Consumes the buffer; waits for the step's experience, at most the call timeouts of the pools; unblocked by
+        `_rollout_loop`.
+        """
+        timeout = self._config.rollout.call_timeout + self._config.scoring.call_timeout
+        evaluation: dict[str, float] = {}
+        for step in range(first, last):
+            begun = time.monotonic()
+            chunks = await self._buffer.take(step, timeout)
+            refs = [chunk.ref for chunk in chunks]
+            taken = time.monotonic()
+            metrics = await self._learner.update(step, refs)
+            trained = time.monotonic()
+            self._ledger.train(step, (sample_id for chunk in chunks for sample_id in chunk.sample_ids))
+            await self._context.recorder.samples(step + 1, refs)
+            metrics |= await self._publish()
+            self._worst_mismatch_p99 = max(self._worst_mismatch_p99, metrics["mismatch/p99"])
+            metrics |= self._phase_seconds.pop(step) | {"time/learner": trained - taken}
+            await self._advance(step + 1)
+            if (step + 1) % self._config.ppo.evaluate_every == 0 or step + 1 == last:
+                evaluation = await self._evaluate(step + 1)
+                metrics |= evaluation
+            if (step + 1) % self._config.checkpoint.every == 0 or step + 1 == last:
+                metrics["time/checkpoint"] = await self._checkpoint(step + 1)
+            seconds = time.monotonic() - begun
+            metrics |= self._step_metrics(seconds, trained - taken, tokens=sum(chunk.tokens for chunk in chunks))
+            await self._context.recorder.log("ppo", step + 1, metrics)
+            progress.update(step + 1, metrics)
+        return evaluation
+
+    def _lease(self, step: int) -> list[RolloutRequest]:
+        requests = []
+        drawn: Counter[int] = Counter()
+        for prompt in self._stream.at(step):
+            for _ in range(self._config.ppo.samples_per_prompt):
+                sample_id = SampleId("ppo", step, prompt.prompt_id, drawn[prompt.prompt_id])
+                drawn[prompt.prompt_id] += 1
+                requests.append(self._request(sample_id, prompt))
+        self._ledger.issue(request.sample_id for request in requests)
+        return requests
+
+    def _request(self, sample_id: SampleId, prompt: Prompt) -> RolloutRequest:
+        return RolloutRequest(
+            sample_id=sample_id, prompt_ids=prompt.token_ids, seed=derive_seed(self._config.seed, *sample_id)
+        )
+
+    def _fixed_requests(self, purpose: str, prompts: list[Prompt]) -> list[RolloutRequest]:
+        """One request a prompt, with the same seeds whenever it is asked."""
+        return [self._request(SampleId(purpose, 0, prompt.prompt_id, 0), prompt) for prompt in prompts]
+
+    async def _until_version(self, version: int) -> None:
+        async with self._version_changed:
+            await self._version_changed.wait_for(lambda: self._version >= version)
+
+    async def _advance(self, version: int) -> None:
+        async with self._version_changed:
+            self._version = version
+            self._version_changed.notify_all()
+
+    async def _publish(self) -> dict[str, float]:
+        """The sync transaction: the learner publishes, every engine acknowledges, or the run stops."""
+        begun = time.monotonic()
+        weights = await self._learner.publish(self._bucket_count)
+        await self._rollout.apply(weights)
+        seconds = time.monotonic() - begun
+        return {
+            "sync/seconds": seconds,
+            "time/sync": seconds,
+            "sync/bytes": float(weights.total_bytes),
+            "sync/version": float(weights.version),
+        }
+
+    # -- judging, saving, telling -----------------------------------------------------------------------------------
+
+    async def _evaluate(self, step: int) -> dict[str, float]:
+        """Answer the held-out prompts with the current policy, with the same seeds at every evaluation."""
+        prompts = self._prompts.heldout[: self._config.ppo.evaluate_prompts]
+        parts = await self._rollout.generate(self._fixed_requests("eval", prompts), on_loss=_ignore_loss)
+        scored = await together(*(self._scoring.score(ref) for ref, _ in parts))
+        return await self._context.recorder.evaluation(step, [ref for ref, _ in scored])
+
+    async def _checkpoint(self, step: int) -> float:
+        begun = time.monotonic()
+        driver_state = {
+            "ledger": self._ledger.state_dict(),
+            "before": self._before,
+            "worst_mismatch_p99": self._worst_mismatch_p99,
+            "wandb_run_id": self._context.recorder.wandb_run_id,
+        }
+        with self._store.write(step, driver_state) as directory:
+            await self._learner.call("save", str(directory))
+        return time.monotonic() - begun
+
+    def _step_metrics(self, seconds: float, learning: float, *, tokens: int) -> dict[str, float]:
+        return self._ledger.metrics() | {
+            "time/step": seconds,
+            "time/learner_waiting": 1.0 - learning / seconds,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/memory_bytes": float(self._context.memory.current_bytes),
+            "perf/restarts_rollout": float(self._rollout.pool.restarts),
+            "perf/restarts_scoring": float(self._scoring.pool.restarts),
+        }
+
+    def _summary(self, after: dict[str, float], *, tokens: int, wall_seconds: float) -> dict[str, Any]:
+        ledger = self._ledger
+        return {
+            "wall_seconds": wall_seconds,
+            "tokens": tokens,
+            "updates": self._config.ppo.updates,
+            "score_before": self._before["eval/score"],
+            "score_after": after["eval/score"],
+            "gold_before": self._before.get("eval/gold"),
+            "gold_after": after.get("eval/gold"),
+            "gold_best": self._prompts.gold_best,
+            "kl_to_reference": after["eval/kl"],
+            "mismatch_p99": self._worst_mismatch_p99,
+            "samples_trained": ledger.trained,
+            "samples_lost": ledger.lost,
+            "samples_duplicated": ledger.duplicated,
+            "samples_dropped": ledger.dropped,
+            "restarts": {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts, "learner": 0},
+            "policy_versions": self._version,
+        }
+
+
+def _ignore_loss(sample_ids: list[SampleId]) -> None:
+    """Evaluation samples are drawn again without an account: they are never trained."""

@@ -1,0 +1,226 @@
+"""A whole run: check, start, the stages in order, the summary and the report."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rayrlhf.actors.cluster import (
+    GIB,
+    Preflight,
+    cluster_nodes,
+    connect,
+    demand,
+    existing_address,
+    inspect,
+    local_node,
+)
+from rayrlhf.actors.recorder import Recorder
+from rayrlhf.config import RunConfig, Stage
+from rayrlhf.errors import ConfigError, RayrlhfError
+from rayrlhf.models.load import check_model_dir
+from rayrlhf.models.size import count_parameters
+from rayrlhf.pipelines.checkpoint import CheckpointStore
+from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.folder import RunFolder
+from rayrlhf.pipelines.plan import Plan, show_plan
+from rayrlhf.pipelines.ppo import PPOLoop
+from rayrlhf.pipelines.prompts import load_prompt_set
+from rayrlhf.pipelines.supervised import run_supervised
+from rayrlhf.telemetry.console import Console
+from rayrlhf.telemetry.memory import MemorySampler
+from rayrlhf.telemetry.report import write_report
+from rayrlhf.telemetry.summary import write_summary
+
+
+def preflight(config: RunConfig) -> Preflight:
+    """What the machine or cluster lacks for this run; joins the cluster only where there is one."""
+    address = existing_address(config)
+    if address is not None:
+        connect(config)
+    nodes = [local_node()] if address is None else cluster_nodes()
+    device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
+    plan = Plan(parameters=count_parameters(config.model), device=device)
+    report = inspect(
+        config, nodes, output_dir=Path(config.output_dir), object_store_need=plan.object_store_bytes(config)
+    )
+    memory = plan.learner_bytes
+    if "ppo" in config.stages:
+        memory += config.rollout.workers * plan.engine_bytes(config) + config.scoring.workers * plan.frozen_bytes
+    offered = sum(node.resources.get("memory", 0.0) for node in nodes)
+    if device == "cpu" and memory > offered:
+        report.shortages.append(
+            f"the models take about {memory / GIB:.1f} GiB and {offered / GIB:.1f} GiB of memory are available"
+        )
+    return report
+
+
+def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) -> Path:
+    """Run the configured stages (or one of them) and return the run's folder; raises one of our errors."""
+    console = Console()
+    config = config if only is None else config.model_copy(update={"stages": [only]})
+    _check_models(config)
+    report = preflight(config)
+    for warning in report.warnings:
+        console.warn(warning)
+    demand(report)
+    folder = RunFolder(config)
+    _open_folder(folder, config, console, resume=resume, only=only)
+    show_plan(console, config, Plan(parameters=count_parameters(config.model), device=report.device))
+    with MemorySampler() as memory:
+        if not ray.is_initialized():
+            connect(config)
+        try:
+            summary = _run(config, folder, console, memory, device=report.device, resume=resume, only=only)
+        except (RayrlhfError, KeyboardInterrupt) as failure:
+            _record_failure(folder, failure)
+            raise
+        finally:
+            ray.shutdown()
+    console.note(f"Report: {write_report(folder.root)}")
+    _show_outcome(console, summary)
+    return folder.root
+
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    console: Console,
+    memory: MemorySampler,
+    *,
+    device: str,
+    resume: bool,
+    only: Stage | None,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    summary = folder.read_summary()
+    earlier_seconds = float(summary.get("wall_seconds", 0.0))
+    stages: dict[str, Any] = summary.get("stages", {})
+    resume_steps, wandb_run_id = _resume_point(config, folder) if resume else ({}, None)
+    if not resume and only is not None:
+        resume_steps = {only: -1}
+    recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, resume_steps=resume_steps or None)
+    context = RunContext(
+        config=config,
+        folder=folder,
+        recorder=recorder,
+        console=console,
+        memory=memory,
+        device=device,
+        resume=resume,
+    )
+    try:
+        for stage in config.stages:
+            if resume and folder.finished(stage) and stage in stages:
+                console.note(f"Stage {stage} is finished already.")
+                continue
+            stages[stage] = asyncio.run(_run_stage(context, stage))
+            summary = {
+                "run": config.name,
+                "seed": config.seed,
+                "wall_seconds": earlier_seconds + time.monotonic() - started,
+                "peak_memory_bytes": max(int(summary.get("peak_memory_bytes", 0)), memory.peak_bytes),
+                "stages": stages,
+            }
+            write_summary(folder.root, summary)
+    finally:
+        recorder.close()
+    return summary
+
+
+async def _run_stage(context: RunContext, stage: Stage) -> dict[str, Any]:
+    config, folder = context.config, context.folder
+    if stage != "ppo":
+        return await run_supervised(context, stage)
+    policy_dir = _policy_start(config, folder)
+    reward_model_dir = _reward_model(config, folder)
+    prompts = load_prompt_set(config, policy_dir=policy_dir)
+    loop = PPOLoop(context, prompts, policy_dir=policy_dir, reward_model_dir=reward_model_dir)
+    return await loop.run()
+
+
+def _policy_start(config: RunConfig, folder: RunFolder) -> str:
+    if folder.finished("sft"):
+        return str(folder.model_dir("sft"))
+    if config.model.path is not None:
+        return config.model.path
+    raise ConfigError(f"PPO starts from {folder.model_dir('sft')}, which is not there: run the sft stage first.")
+
+
+def _reward_model(config: RunConfig, folder: RunFolder) -> str:
+    if config.ppo.reward_model is not None:
+        return config.ppo.reward_model
+    if folder.finished("reward"):
+        return str(folder.model_dir("reward_model"))
+    raise ConfigError(
+        f"PPO needs a reward model and {folder.model_dir('reward_model')} is not there: run the reward stage first, "
+        f"or give ppo.reward_model."
+    )
+
+
+def _check_models(config: RunConfig) -> None:
+    if config.model.path is not None:
+        check_model_dir(config.model.path, role="policy")
+    if "reward" in config.stages and config.reward.base is not None:
+        check_model_dir(config.reward.base, role="reward model backbone")
+    if "ppo" in config.stages and config.ppo.reward_model is not None:
+        check_model_dir(config.ppo.reward_model, role="reward model")
+
+
+def _open_folder(
+    folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None
+) -> None:
+    if resume:
+        if not (folder.root / "config.yaml").exists():
+            raise ConfigError(f"There is no run to resume in {folder.root}: start it without --resume.")
+        changed = folder.changed_since(config)
+        if changed:
+            console.warn(f"Changed since the run was started: {', '.join(changed)}.")
+    elif only is None:
+        aside = folder.set_aside()
+        if aside is not None:
+            console.note(f"The earlier run of this name is now {aside}.")
+    folder.claim()
+    if not resume and only is not None:
+        folder.clear_stage(only)
+    folder.save_config(config)
+
+
+def _resume_point(config: RunConfig, folder: RunFolder) -> tuple[dict[str, int], str | None]:
+    """The last step of each stage that a checkpoint or a finished export holds, and the W&B run to go on with."""
+    steps: dict[str, int] = {}
+    wandb_run_id: str | None = None
+    for stage in config.stages:
+        if folder.finished(stage):
+            continue
+        newest, _ = CheckpointStore(folder.checkpoints(stage), keep=config.checkpoint.keep).newest()
+        steps[stage] = newest.step if newest is not None else -1
+        if newest is not None:
+            wandb_run_id = newest.driver_state.get("wandb_run_id")
+    return steps, wandb_run_id
+
+
+def _record_failure(folder: RunFolder, failure: BaseException) -> None:
+    """Leave the first failure where it can be found after the terminal is gone."""
+    record = {"time": time.time(), "error": type(failure).__name__, "message": str(failure)}
+    folder.root.joinpath("failure.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _show_outcome(console: Console, summary: dict[str, Any]) -> None:
+    rows = []
+    stages = summary["stages"]
+    if "sft" in stages:
+        rows.append(["sft", f"held-out loss {stages['sft']['loss']:.3f}", f"{stages['sft']['wall_seconds']:.0f} s"])
+    if "reward" in stages:
+        reward = stages["reward"]
+        rows.append(["reward", f"held-out accuracy {reward['heldout_accuracy']:.3f}", f"{reward['wall_seconds']:.0f} s"])
+    if "ppo" in stages:
+        ppo = stages["ppo"]
+        told = f"score {ppo['score_before']:.2f} -> {ppo['score_after']:.2f}"
+        if ppo["gold_before"] is not None:
+            told += f", gold {ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f} (best {ppo['gold_best']:.3f})"
+        rows.append(["ppo", f"{told}, KL {ppo['kl_to_reference']:.2f} nats", f"{ppo['wall_seconds']:.0f} s"])
+    console.table("outcome", ["stage", "result", "time"], rows)

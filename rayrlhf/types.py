@@ -1,0 +1,160 @@
+"""The records that walk through the system: Prompt -> Trajectory -> ScoredTrajectory -> MicroBatch.
+
+Token ids are int32 arrays, log-probabilities float32 arrays; `[R]` is the number of response tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int32
+from torch import Tensor
+
+PolicyVersion = int
+"""Number of PPO updates the weights have behind them; 0 is the supervised policy."""
+
+FinishReason = Literal["eos", "length"]
+"""How a response ended: by its own end-of-sequence token, or cut at the token limit."""
+
+
+class SampleId(NamedTuple):
+    """What makes a sample unique in a run: it is issued, scored and trained under this name, once.
+
+    Example: `SampleId("ppo", 12, 803, 2)` is the third response to prompt 803, drawn at step 12 of the stream.
+    """
+
+    stage: str
+    step: int
+    prompt_id: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}-{self.step}-{self.prompt_id}-{self.k}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt of a data set, tokenized with the policy's tokenizer."""
+
+    prompt_id: int
+    text: str
+    token_ids: Int32[np.ndarray, "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """A leased sample: everything a rollout worker needs to draw it, the same on any worker."""
+
+    sample_id: SampleId
+    prompt_ids: Int32[np.ndarray, "prompt"]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionSpan:
+    """Response tokens `[start, end)` were drawn from weights `version`."""
+
+    version: PolicyVersion
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One response as the engine drew it."""
+
+    sample_id: SampleId
+    prompt_ids: Int32[np.ndarray, "prompt"]
+    response_ids: Int32[np.ndarray, "response"]
+    """[R] the sampled tokens, the end-of-sequence token included when `finish` is "eos"."""
+    rollout_logprobs: Float32[np.ndarray, "response"]
+    """[R] log-probabilities of the sampled tokens under the distribution that was sampled from, in nats."""
+    finish: FinishReason
+    version_spans: tuple[VersionSpan, ...]
+
+    @property
+    def min_version(self) -> PolicyVersion:
+        return min(span.version for span in self.version_spans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTrajectory:
+    """A trajectory with what the scoring pool adds: reads of frozen models, no shaping yet."""
+
+    trajectory: Trajectory
+    score: float
+    """The reward model's raw value of prompt and response."""
+    ref_logprobs: Float32[np.ndarray, "response"]
+    """[R] the reference policy's log-probabilities of the response tokens, at the sampling temperature."""
+    prompt_text: str
+    response_text: str
+    gold: float | None
+    """The task's known true reward, for reporting alone; None where the task has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A supervised sequence; tokens from `prompt_length` on are trained."""
+
+    token_ids: Int32[np.ndarray, "time"]
+    prompt_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair:
+    """Two full sequences (prompt and response), the first preferred."""
+
+    chosen_ids: Int32[np.ndarray, "chosen"]
+    rejected_ids: Int32[np.ndarray, "rejected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Right-padded sequences of one forward pass; masks come from lengths, never from token ids."""
+
+    indices: tuple[int, ...]
+    """Position of each row in the list the micro-batch was made from."""
+    input_ids: Int[Tensor, "batch time"]
+    lengths: Int[Tensor, " batch"]
+    attention_mask: Bool[Tensor, "batch time"]
+    loss_mask: Bool[Tensor, "batch time"]
+    """True where a token is trained; the token at t is predicted from the position t - 1."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same micro-batch with its tensors on `device`."""
+        return MicroBatch(
+            indices=self.indices,
+            input_ids=self.input_ids.to(device),
+            lengths=self.lengths.to(device),
+            attention_mask=self.attention_mask.to(device),
+            loss_mask=self.loss_mask.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSlot:
+    """Where one tensor's bytes lie in the published buckets."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bucket: int
+    offset: int
+    nbytes: int
+    checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightManifest:
+    """The table of contents of one published policy version."""
+
+    version: PolicyVersion
+    slots: tuple[TensorSlot, ...]
+    bucket_bytes: tuple[int, ...]
+
+
+TokenFloats = Float[Tensor, "batch time"]
+"""A float per token of a right-padded batch."""
+TokenMask = Bool[Tensor, "batch time"]
+"""A truth value per token of a right-padded batch."""

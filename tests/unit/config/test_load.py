@@ -1,0 +1,99 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rayrlhf.config import RunConfig, load_config, parse_config
+from rayrlhf.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+def refuse(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(QUICKSTART, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_parses_and_survives_a_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_config_and_telemetry_import_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, rayrlhf.config, rayrlhf.telemetry.metrics, rayrlhf.cli.main;"
+        "print([m for m in ('torch', 'ray', 'vllm', 'transformers', 'wandb') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:
+    assert "unknown key ppo.clip_hi (did you mean ppo.clip_high?)" in refuse("ppo.clip_hi=0.3")
+    assert "unknown key rolout (did you mean rollout?)" in refuse("rolout.workers=2")
+    assert "unknown key ppo.kl.zzz (valid keys are coef, " in refuse("ppo.kl.zzz=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sampling.top_p=0.9", "sampling.top_p=0.9"),
+        ("sampling.top_k=50", "sampling.top_k=50"),
+        ("ppo.minibatches=7", "ppo.minibatches=7 must divide prompts_per_step * samples_per_prompt"),
+        ("model.max_length=10", "exceeds model.max_length = 10"),
+        ("model.max_length=4096", "exceeds model.init.max_position_embeddings"),
+        ("stages=[ppo, sft]", "must be distinct and in the order"),
+        ("rollout.workers=two", "rollout.workers='two' must be a valid integer"),
+        ("ppo.updates=true", "ppo.updates=True must be a valid integer"),
+        ("ppo.kl.estimator=k3", "needs ppo.kl.placement=loss"),
+        ("model.path=/somewhere", "exactly one of model.path"),
+        ("ppo.micro_batch_tokens=16", "cannot hold one sequence"),
+        ("reward.micro_batch_tokens=100", "cannot hold a pair of sequences"),
+        ("data.task=null", "stage sft needs data.demonstrations"),
+        ("seed=-1", "seed=-1"),
+        ("sft.optim.lr=.nan", "sft.optim.lr"),
+    ],
+)
+def test_contradictions_name_the_key_and_the_value(override: str, sentence: str) -> None:
+    assert sentence in refuse(override)
+
+
+def test_a_group_baseline_needs_a_group() -> None:
+    assert "samples_per_prompt >= 2" in refuse("ppo.advantage=rloo", "ppo.samples_per_prompt=1", "ppo.minibatches=1")
+
+
+def test_overrides_apply_in_order_and_scientific_notation_is_a_number() -> None:
+    config = load_config(QUICKSTART, ["ppo.kl.coef=1e-6", "seed=3", "seed=4", "wandb.mode=disabled"])
+    assert config.ppo.kl.coef == 1e-6
+    assert config.seed == 4
+    assert config.wandb.mode == "disabled"
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "ppo..lam=1", "sft.epochs.sub=1"])
+def test_malformed_overrides_say_so(override: str) -> None:
+    assert repr(override) in refuse(override)
+
+
+def test_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("a: [1, 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "torn.yaml")
+
+
+def test_importance_correction_follows_staleness() -> None:
+    assert load_config(QUICKSTART).ppo.effective_importance_cap is None
+    assert load_config(QUICKSTART, ["ppo.max_staleness=1"]).ppo.effective_importance_cap == 2.0
+    assert isinstance(load_config(QUICKSTART), RunConfig)
