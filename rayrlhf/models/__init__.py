@@ -1,0 +1,1 @@
+"""Models: made or loaded, run on micro-batches, sharded over processes, exported as plain directories."""

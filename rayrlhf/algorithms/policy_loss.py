@@ -1,0 +1,98 @@
+"""The clipped policy objective and the terms beside it. Every loss is a sum over valid tokens / the global token count."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rayrlhf.algorithms.kl import LOG_RATIO_BOUND, Estimator, kl_estimate
+from rayrlhf.algorithms.masking import masked_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLoss:
+    """One micro-batch's share: `loss`, `clip_fraction` and `approx_kl` add up over the micro-batches of a minibatch."""
+
+    loss: Float[Tensor, ""]
+    clip_fraction: Float[Tensor, ""]
+    approx_kl: Float[Tensor, ""]
+    """k3 estimate of KL(old || new), per token."""
+    ratio_max_error: Float[Tensor, ""]
+    """Largest |ratio - 1|."""
+
+
+def policy_loss(
+    logprobs: Float[Tensor, "batch time"],
+    old_logprobs: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"],
+    loss_mask: Bool[Tensor, "batch time"],
+    *,
+    token_count: int,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    importance: Float[Tensor, "batch time"] | None,
+) -> PolicyLoss:
+    """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) (Schulman et al. 2017, equation 7).
+
+    Separate bounds follow DAPO (Yu et al. 2025). With `dual_clip` c the objective is at least c * A where A < 0 (Ye et al.
+    2020, equation 5). `importance` weighs each token (truncated importance sampling). The log-ratio is masked before it
+    is exponentiated: 0 * inf in the backward pass would be not a number.
+    """
+    log_ratio = _masked_log_ratio(logprobs, old_logprobs, loss_mask)
+    ratio = log_ratio.exp()
+    advantages = torch.where(loss_mask, advantages, 0.0)
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    objective = torch.minimum(unclipped, clipped)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    weighted = objective if importance is None else objective * torch.where(loss_mask, importance, 0.0)
+    with torch.no_grad():
+        inactive = objective != unclipped
+        approx_kl = torch.expm1(log_ratio) - log_ratio
+        error = torch.where(loss_mask, (ratio - 1.0).abs(), 0.0)
+    return PolicyLoss(
+        loss=-masked_sum(weighted, loss_mask) / token_count,
+        clip_fraction=masked_sum(inactive.to(ratio.dtype), loss_mask) / token_count,
+        approx_kl=masked_sum(approx_kl, loss_mask) / token_count,
+        ratio_max_error=error.max() if error.numel() else error.new_zeros(()),
+    )
+
+
+def importance_weights(
+    old_logprobs: Float[Tensor, "batch time"],
+    rollout_logprobs: Float[Tensor, "batch time"],
+    loss_mask: Bool[Tensor, "batch time"],
+    *,
+    cap: float,
+) -> Float[Tensor, "batch time"]:
+    """min(exp(old - rollout), cap), detached: truncated importance sampling (Ionides 2008) from engine to learner."""
+    ratio = _masked_log_ratio(old_logprobs, rollout_logprobs, loss_mask).detach().exp()
+    return torch.where(loss_mask, ratio.clamp(max=cap), 0.0)
+
+
+def entropy_bonus(
+    entropy: Float[Tensor, "batch time"], loss_mask: Bool[Tensor, "batch time"], *, token_count: int
+) -> Float[Tensor, ""]:
+    """Mean entropy per token, to be subtracted from the loss."""
+    return masked_sum(entropy, loss_mask) / token_count
+
+
+def kl_loss(
+    logprobs: Float[Tensor, "batch time"],
+    ref_logprobs: Float[Tensor, "batch time"],
+    loss_mask: Bool[Tensor, "batch time"],
+    *,
+    kind: Estimator,
+    token_count: int,
+) -> Float[Tensor, ""]:
+    """Mean KL estimate per token, to be added to the loss."""
+    reference = torch.where(loss_mask, ref_logprobs, 0.0)
+    policy = torch.where(loss_mask, logprobs, 0.0)
+    return masked_sum(kl_estimate(policy, reference, kind=kind), loss_mask) / token_count
+
+
+def _masked_log_ratio(new: Tensor, old: Tensor, loss_mask: Tensor) -> Tensor:
+    return torch.where(loss_mask, new - old, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)

@@ -1,0 +1,60 @@
+"""The one batching path: token-budget micro-batches of right-padded sequences."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rayrlhf.errors import DataError
+from rayrlhf.types import MicroBatch
+
+
+def plan_micro_batches(
+    lengths: Sequence[int], *, max_tokens: int, multiple_of: int = 1, group: int = 1
+) -> list[list[int]]:
+    """Indices of each micro-batch: sorted by length, rows times longest row at most `max_tokens`, none left out.
+
+    The number of micro-batches is a multiple of `multiple_of` where there are enough rows to split. `group` counts the
+    sequences that belong to one index (two for a pair, whose length is that of its longer sequence).
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    plan: list[list[int]] = []
+    width = 0
+    for index in order:
+        if lengths[index] * group > max_tokens:
+            raise DataError(
+                f"A sequence of {lengths[index]} tokens does not fit into a micro-batch of {max_tokens // group} tokens."
+            )
+        if plan and width * group * (len(plan[-1]) + 1) <= max_tokens:
+            plan[-1].append(index)
+        else:
+            plan.append([index])
+            width = lengths[index]
+    while len(plan) % multiple_of:
+        largest = max(range(len(plan)), key=lambda i: len(plan[i]))
+        rows = plan[largest]
+        if len(rows) == 1:
+            break
+        plan[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return plan
+
+
+def collate(
+    sequences: Sequence[np.ndarray], loss_starts: Sequence[int], indices: Sequence[int], *, pad_id: int = 0
+) -> MicroBatch:
+    """The sequences at `indices`, right-padded; tokens from a sequence's loss start (at least 1) to its end are trained."""
+    lengths = torch.tensor([len(sequences[i]) for i in indices])
+    time = int(lengths.max())
+    input_ids = torch.full((len(indices), time), pad_id, dtype=torch.long)
+    for row, i in enumerate(indices):
+        input_ids[row, : len(sequences[i])] = torch.from_numpy(sequences[i].astype(np.int64))
+    position = torch.arange(time)
+    attention_mask = position < lengths.unsqueeze(1)
+    starts = torch.tensor([max(1, loss_starts[i]) for i in indices]).unsqueeze(1)
+    return MicroBatch(
+        indices=tuple(indices),
+        input_ids=input_ids,
+        lengths=lengths,
+        attention_mask=attention_mask,
+        loss_mask=attention_mask & (position >= starts),
+    )

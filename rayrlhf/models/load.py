@@ -1,0 +1,147 @@
+"""The four models, from a directory, a hub name or a configuration; always fp32 masters with dropout off."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rayrlhf.errors import ModelError
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
+
+
+def check_model_dir(path: str, *, role: str) -> None:
+    """ModelError unless `path` is a directory with a configuration and weights, or may be a hub name."""
+    directory = Path(path)
+    if not directory.is_dir():
+        if path.startswith((".", "~", os.sep)) or path.count("/") > 1 or path.endswith("/"):
+            raise ModelError(f"The {role} directory {path} does not exist.")
+        return
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"The {role} directory {path} holds no config.json.")
+    if not any(next(directory.glob(pattern), None) for pattern in _WEIGHTS):
+        raise ModelError(f"The {role} directory {path} holds no weights (no *.safetensors file).")
+
+
+def make_policy(init: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
+    """A causal language model with random weights; `init` is a transformers configuration with its model_type."""
+    settings = dict(init)
+    model_type = settings.pop("model_type")
+    try:
+        config = AutoConfig.for_model(
+            model_type,
+            **settings,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(_without_dropout(config), dtype=torch.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"No model can be made from model.init={init}: {_first_line(error)}.") from error
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def load_policy(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model."""
+    check_model_dir(path, role="policy")
+    model, missing = _load(AutoModelForCausalLM, path, role="policy", dtype=dtype)
+    if missing:
+        raise ModelError(f"The policy {path} lacks the weights {', '.join(sorted(missing)[:3])}.")
+    return model
+
+
+def make_reward_model(base_path: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
+    """A reward model on the backbone of a causal language model, its head drawn with deviation 1/sqrt(H + 1).
+
+    Stiennon et al. 2020 as released; one score a sequence, read at the last token.
+    """
+    check_model_dir(base_path, role="reward model backbone")
+    model, _ = _load(AutoModelForSequenceClassification, base_path, role="reward model backbone", num_labels=1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model.score.weight.normal_(std=(model.score.in_features + 1) ** -0.5)
+    model.config.problem_type = "regression"
+    model.config.id2label = {0: "reward"}
+    model.config.label2id = {"reward": 0}
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A trained reward model; ModelError if any weight of it, above all its head, would be newly initialised."""
+    check_model_dir(path, role="reward model")
+    config = _config(path, role="reward model")
+    if config.num_labels != 1:
+        raise ModelError(f"The reward model {path} gives {config.num_labels} labels; a reward model gives 1 score.")
+    if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
+        raise ModelError(
+            f"The reward model {path} has pad_token_id {config.pad_token_id} and eos_token_id {config.eos_token_id}: "
+            f"tools would read its score at different tokens; give it a pad token of its own."
+        )
+    model, missing = _load(AutoModelForSequenceClassification, path, role="reward model", dtype=dtype)
+    if missing:
+        raise ModelError(
+            f"The reward model {path} lacks the weights {', '.join(sorted(missing)[:3])}: it is not a trained reward model."
+        )
+    return model
+
+
+def load_critic(reward_model_path: str) -> PreTrainedModel:
+    """A critic that starts as the reward model: the same backbone, its head read at every token, bias 0."""
+    reward_model = load_reward_model(reward_model_path)
+    model, _ = _load(AutoModelForTokenClassification, reward_model_path, role="critic", num_labels=1)
+    with torch.no_grad():
+        model.score.weight.copy_(reward_model.score.weight)
+        if model.score.bias is not None:
+            model.score.bias.zero_()
+    return model
+
+
+def _load(auto: Any, path: str, *, role: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    options.setdefault("dtype", torch.float32)
+    try:
+        model, info = auto.from_pretrained(
+            path, config=_without_dropout(_config(path, role=role, **_labels(options))), output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"The {role} {path} cannot be loaded: {_first_line(error)}.") from error
+    return model.eval(), set(info["missing_keys"])
+
+
+def _labels(options: dict[str, Any]) -> dict[str, Any]:
+    return {"num_labels": options.pop("num_labels")} if "num_labels" in options else {}
+
+
+def _config(path: str, *, role: str, **options: Any) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The {role} {path} has no usable config.json: {_first_line(error)}.") from error
+    return config
+
+
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    for name in vars(config):
+        if "dropout" in name and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""Dead workers and bad input, each tried on the real pipeline."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ENVIRONMENT, QUICKSTART, ROOT, command, rayrlhf, rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def actor_pid(driver: int, name: str) -> int | None:
+    """The process of a Ray actor of the driver, by the title Ray gives it."""
+    for process in psutil.Process(driver).children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                return process.pid
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+def start_and_kill(arguments: list[str], run: Path, actor: str, log: Path) -> "subprocess.Popen[bytes]":
+    """Start a job, wait for its first update, SIGKILL one actor of it, and wait for the job's end."""
+    with open(log, "wb") as sink:
+        process = subprocess.Popen(command(*arguments), cwd=ROOT, env=ENVIRONMENT, stdout=sink, stderr=sink)
+    deadline = time.monotonic() + 240
+    while not ((run / "metrics.jsonl").exists() and rows(run / "metrics.jsonl", stage="ppo", step=1)):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, "no update in 240 s"
+        time.sleep(0.05)
+    pid = actor_pid(process.pid, actor)
+    assert pid is not None
+    psutil.Process(pid).kill()
+    process.wait(timeout=240)
+    return process
+
+
+def test_a_killed_rollout_worker_costs_time_and_nothing_else(ppo_only: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "hurt"
+    arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=6", f"output_dir={tmp_path}", "name=hurt"]
+    done = start_and_kill(arguments, run, "RolloutWorker", tmp_path / "log")
+    assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    ppo = json.loads((run / "summary.json").read_text())["stages"]["ppo"]
+    assert ppo["restarts"]["rollout"] == 1
+    assert (ppo["samples_trained"], ppo["samples_lost"], ppo["samples_duplicated"]) == (6 * 16, 0, 0)
+    samples = rows(run / "samples.jsonl", stage="ppo")
+    assert len({row["sample_id"] for row in samples}) == len(samples) == 6 * 16
+    assert all(row["policy_version"] == row["step"] - 1 for row in samples)
+
+
+def test_a_killed_learner_ends_the_job_and_is_named(ppo_only: list[str], tmp_path: Path) -> None:
+    arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=50", f"output_dir={tmp_path}", "name=lost"]
+    done = start_and_kill(arguments, tmp_path / "lost", "LearnerActor", tmp_path / "log")
+    assert done.returncode == 1
+    last = (tmp_path / "log").read_text().strip().splitlines()[-1]
+    assert "learner rank 0" in last
+    assert "--resume" in last
+    assert "learner rank 0" in json.loads((tmp_path / "lost" / "failure.json").read_text())["message"]
+
+
+def test_asynchronous_training_keeps_its_bound(ppo_only: list[str], tmp_path: Path) -> None:
+    arguments = [*ppo_only, "ppo.updates=4", "ppo.max_staleness=1", f"output_dir={tmp_path}", "name=async"]
+    done = rayrlhf("run", str(QUICKSTART), *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logged = rows(tmp_path / "async" / "metrics.jsonl", stage="ppo")[1:]
+    assert [row["step"] for row in logged] == [1, 2, 3, 4]
+    assert max(row["rollout/staleness"] for row in logged) == 1
+    assert logged[-1]["ledger/trained"] == 4 * 16
+
+
+def refused(*arguments: str, status: int = 2) -> str:
+    """The command must refuse in at most 30 s with one sentence on stderr."""
+    begun = time.monotonic()
+    done = rayrlhf(*arguments, timeout=60)
+    assert time.monotonic() - begun < 30
+    assert done.returncode == status, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("rayrlhf: ")
+    return sentence
+
+
+def test_bad_requests_end_in_one_sentence(tmp_path: Path) -> None:
+    quick = ("run", str(QUICKSTART), f"output_dir={tmp_path}")
+    assert "did you mean ppo.updates?" in refused(*quick, "ppo.update=3")
+    assert "ppo.updates='many'" in refused(*quick, "ppo.updates=many")
+    assert "does not exist" in refused("run", str(tmp_path / "absent.yaml"))
+    assert "top_p=0.9" in refused(*quick, "sampling.top_p=0.9")
+    assert "999 CPU" in refused(*quick, "rollout.cpus=999")
+    assert "no run to resume" in refused(*quick, "--resume")
+    empty = tmp_path / "empty_model"
+    empty.mkdir()
+    assert str(empty) in refused(*quick, "model.init=null", f"model.path={empty}")
+    (empty / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 64}))
+    assert "weights" in refused(*quick, "model.init=null", f"model.path={empty}")
+
+
+def test_a_gpu_on_a_cpu_machine_is_refused(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU")
+    assert "GPU" in refused("run", str(QUICKSTART), f"output_dir={tmp_path}", "device=cuda")
+
+
+def test_bad_data_names_file_and_line(trained: Path, tmp_path: Path) -> None:
+    def prompts(name: str, lines: list[str]) -> list[str]:
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.write("\n".join(lines) + "\n")
+        return [
+            "run",
+            str(QUICKSTART),
+            "stages=[ppo]",
+            f"output_dir={tmp_path}",
+            "model.init=null",
+            f"model.path={trained / 'sft'}",
+            f"ppo.reward_model={trained / 'reward_model'}",
+            "data.task=null",
+            f"data.root={tmp_path}",
+            f"data.prompts={{path: {name}, format: prompts}}",
+        ]
+
+    good = json.dumps({"prompt": "Guest: the soup was cold.\nHost:"})
+    torn = refused(*prompts("torn.jsonl.gz", [good] * 3 + ['{"prompt": "cut of'] + [good] * 3))
+    assert "torn.jsonl.gz" in torn
+    assert "4" in torn
+    long = refused(*prompts("long.jsonl.gz", [good] * 3 + [json.dumps({"prompt": "soup " * 400})]))
+    assert "long.jsonl.gz" in long
+    assert "4" in long
+    assert "absent.jsonl" in refused(*prompts("real.jsonl.gz", [good]), "data.prompts.path=absent.jsonl")
