@@ -8,8 +8,8 @@ import ray
 from rayrlhf.actors.calls import resolve, resolve_blocking
 from rayrlhf.actors.placement import QUIET
 from rayrlhf.config import RunConfig
-from rayrlhf.experience.summary import evaluation_metrics, sample_rows
-from rayrlhf.telemetry.sinks import MetricsWriter
+from rayrlhf.experience.summary import evaluation_metrics, repeated_share, sample_rows
+from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
 from rayrlhf.types import ScoredTrajectory
 
 _TIMEOUT = 120.0
@@ -19,10 +19,8 @@ _TIMEOUT = 120.0
 class RecorderActor:
     """A MetricsWriter behind Ray."""
 
-    def __init__(
-        self, run_dir: str, config: RunConfig, wandb_run_id: str | None, resume_steps: dict[str, int] | None
-    ) -> None:
-        self._writer = MetricsWriter(Path(run_dir), config, wandb_run_id=wandb_run_id, resume_steps=resume_steps)
+    def __init__(self, run_dir: str, wandb_run: WandbRun, last_steps: dict[str, int]) -> None:
+        self._writer = MetricsWriter(Path(run_dir), wandb_run, last_steps=last_steps)
 
     def ready(self) -> str | None:
         """Answers with the W&B run id once the files are open."""
@@ -32,10 +30,11 @@ class RecorderActor:
         """Write one row of metrics."""
         self._writer.log(stage, step, metrics)
 
-    def samples(self, step: int, *chunks: list[ScoredTrajectory]) -> None:
-        """Write training samples of the ppo stage."""
-        for chunk in chunks:
-            self._writer.samples(sample_rows("ppo", step, chunk))
+    def samples(self, step: int, *chunks: list[ScoredTrajectory]) -> dict[str, float]:
+        """Write training samples of the ppo stage; answers with what only their texts tell."""
+        scored = [item for chunk in chunks for item in chunk]
+        self._writer.samples(sample_rows("ppo", step, scored))
+        return {"rollout/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored])}
 
     def evaluation(self, step: int, *chunks: list[ScoredTrajectory]) -> dict[str, float]:
         """Write held-out samples; answers with their eval/* metrics."""
@@ -52,15 +51,13 @@ class Recorder:
     """The driver's side of the recorder: rows are sent and awaited, so that a full disk is an error, not a silence."""
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: RunConfig,
-        *,
-        wandb_run_id: str | None = None,
-        resume_steps: dict[str, int] | None = None,
+        self, run_dir: Path, config: RunConfig, *, wandb_run_id: str | None, last_steps: dict[str, int]
     ) -> None:
+        wandb_run = WandbRun(
+            **config.wandb.model_dump(), name=config.name, config=config.model_dump(mode="json"), run_id=wandb_run_id
+        )
         options = {"runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}}}
-        self._actor = RecorderActor.options(**options).remote(str(run_dir), config, wandb_run_id, resume_steps)
+        self._actor = RecorderActor.options(**options).remote(str(run_dir), wandb_run, last_steps)
         self.wandb_run_id: str | None = resolve_blocking(
             self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT
         )
@@ -69,9 +66,10 @@ class Recorder:
         """Write one row of metrics."""
         await self._call("log", stage, step, metrics)
 
-    async def samples(self, step: int, chunks: list[Any]) -> None:
-        """Write the training samples behind the references."""
-        await self._call("samples", step, *chunks)
+    async def samples(self, step: int, chunks: list[Any]) -> dict[str, float]:
+        """Write the training samples behind the references; what only their texts tell."""
+        metrics: dict[str, float] = await self._call("samples", step, *chunks)
+        return metrics
 
     async def evaluation(self, step: int, chunks: list[Any]) -> dict[str, float]:
         """Write the held-out samples behind the references; their eval/* metrics."""

@@ -30,7 +30,6 @@ class ScoringWorker:
         self._scorer = TrajectoryScorer(
             reward_model_dir=reward_model_dir,
             reference_dir=reference_dir,
-            tokenizer_dir=reference_dir,
             micro_batch_tokens=config.scoring.micro_batch_tokens,
             temperature=config.sampling.temperature,
             device=device,

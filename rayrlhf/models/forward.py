@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrlhf.algorithms.logprobs import row_entropy, selected_logprobs
+from rayrlhf.models.sharding import as_forward
 from rayrlhf.types import MicroBatch
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -35,10 +36,7 @@ def policy_forward(
     predicting = batch.loss_mask.roll(-1, dims=1)
     predicting[:, -1] = False
     with _autocast(batch, compute_dtype):
-        if any(getattr(model.config, name, None) for name in _RESCALED_LOGITS):
-            logits = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[predicting]
-        else:
-            logits = model.get_output_embeddings()(_hidden(model, batch)[predicting])
+        logits = as_forward(model, _logits_at, batch, predicting)
     token_ids = batch.input_ids[batch.loss_mask]
     logprobs = selected_logprobs(logits, token_ids, temperature=temperature)
     entropy = row_entropy(logits, temperature=temperature) if with_entropy else None
@@ -53,10 +51,8 @@ def sequence_scores(
 ) -> Float[Tensor, " batch"]:
     """The reward model's score of each sequence, read at its last token by length, never by token id."""
     with _autocast(batch, compute_dtype):
-        hidden = _hidden(model, batch)
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        scores: Tensor = model.score(hidden[rows, batch.lengths - 1])
-    return scores.squeeze(-1).float()
+        scores: Tensor = as_forward(model, _last_scores, batch)
+    return scores.float()
 
 
 def token_values(
@@ -79,6 +75,21 @@ def _values_after(model: PreTrainedModel, batch: MicroBatch, compute_dtype: torc
     with _autocast(batch, compute_dtype):
         logits: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     return logits.squeeze(-1).float()
+
+
+def _logits_at(model: PreTrainedModel, batch: MicroBatch, positions: Tensor) -> Tensor:
+    if any(getattr(model.config, name, None) for name in _RESCALED_LOGITS):
+        logits: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[positions]
+    else:
+        logits = model.get_output_embeddings()(_hidden(model, batch)[positions])
+    return logits
+
+
+def _last_scores(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    hidden = _hidden(model, batch)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    scores: Tensor = model.score(hidden[rows, batch.lengths - 1])
+    return scores.squeeze(-1)
 
 
 def _hidden(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

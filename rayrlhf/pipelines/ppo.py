@@ -180,7 +180,7 @@ class PPOLoop:
             metrics = await self._learner.update(step, refs)
             trained = time.monotonic()
             self._ledger.train(step, (sample_id for chunk in chunks for sample_id in chunk.sample_ids))
-            await self._context.recorder.samples(step + 1, refs)
+            metrics |= await self._context.recorder.samples(step + 1, refs)
             metrics |= await self._publish()
             self._worst_mismatch_p99 = max(self._worst_mismatch_p99, metrics["mismatch/p99"])
             metrics |= self._phase_seconds.pop(step) | {"time/learner": trained - taken}

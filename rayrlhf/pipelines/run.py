@@ -99,10 +99,8 @@ def _run(
     summary = folder.read_summary()
     earlier_seconds = float(summary.get("wall_seconds", 0.0))
     stages: dict[str, Any] = summary.get("stages", {})
-    resume_steps, wandb_run_id = _resume_point(config, folder) if resume else ({}, None)
-    if not resume and only is not None:
-        resume_steps = {only: -1}
-    recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, resume_steps=resume_steps or None)
+    last_steps, wandb_run_id = _resume_point(config, folder) if resume else (dict.fromkeys(config.stages, -1), None)
+    recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, last_steps=last_steps)
     context = RunContext(
         config=config,
         folder=folder,

@@ -1,0 +1,204 @@
+"""What the stages ask of data: text records split by prompt, and their tokens."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rayrlhf.algorithms.seeds import derive_seed
+from rayrlhf.config import RunConfig, SourceConfig
+from rayrlhf.data import adapters, innkeeper
+from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split
+from rayrlhf.data.sources import RawRow, load_rows
+from rayrlhf.data.tokenizer import encode_prompt, encode_response, prompt_as_text
+from rayrlhf.errors import DataError
+from rayrlhf.types import Example, PreferencePair, Prompt
+
+Row = TypeVar("Row", Demonstration, Preference, PromptRow)
+Record = TypeVar("Record")
+
+
+def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
+    """Demonstrations for supervised fine-tuning."""
+    if config.data.task is not None:
+        return _task(config).demonstrations()
+    return _load(config, _source(config, "demonstrations"), adapters.demonstration)
+
+
+def load_preferences(config: RunConfig) -> Split[Preference]:
+    """Preference pairs for the reward model; of labelled texts, positive ones over negative ones."""
+    if config.data.task is not None:
+        return _task(config).preferences()
+    source = _source(config, "preferences")
+    if source.format == "labelled":
+        return _labelled_pairs(config, source)
+    return _load(config, source, adapters.preference)
+
+
+def load_prompts(config: RunConfig) -> Split[PromptRow]:
+    """Prompts for PPO and for evaluation; a prompt that occurs twice is one prompt."""
+    if config.data.task is not None:
+        return _task(config).prompts()
+    split = _load(config, _source(config, "prompts"), adapters.prompt_row)
+    return Split(train=_distinct(split.train), heldout=_distinct(split.heldout))
+
+
+def tokenize_demonstrations(
+    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> list[Example]:
+    """Token sequences of demonstrations; one longer than model.max_length is a bad row."""
+
+    def encode(row: Demonstration) -> Example:
+        prompt, response = encode_prompt(tokenizer, row.prompt), encode_response(tokenizer, row.response)
+        _check_length(len(prompt) + len(response), config.model.max_length, "prompt and response", "model.max_length")
+        return Example(token_ids=np.concatenate([prompt, response]), prompt_length=len(prompt))
+
+    return _encode_all(rows, encode, config, "the demonstrations")
+
+
+def tokenize_preferences(
+    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> list[PreferencePair]:
+    """Token sequences of pairs; a pair with a side longer than model.max_length is a bad row."""
+
+    def encode(row: Preference) -> PreferencePair:
+        prompt = encode_prompt(tokenizer, row.prompt) if row.prompt else np.zeros(0, dtype=np.int32)
+        sides = [np.concatenate([prompt, encode_response(tokenizer, text)]) for text in (row.chosen, row.rejected)]
+        _check_length(max(map(len, sides)), config.model.max_length, "a side with its prompt", "model.max_length")
+        return PreferencePair(chosen_ids=sides[0], rejected_ids=sides[1])
+
+    return _encode_all(rows, encode, config, "the preferences")
+
+
+def tokenize_prompts(
+    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> list[Prompt]:
+    """Prompts with ids; one longer than data.max_prompt_tokens is a bad row. Ids are stable for the same rows."""
+
+    numbered = {id(row): number for number, row in enumerate(rows)}
+
+    def encode(row: PromptRow) -> Prompt:
+        ids = encode_prompt(tokenizer, row.prompt)
+        if not len(ids):
+            raise adapters.UnusableRowError("the prompt has no tokens")
+        _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
+        return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(tokenizer, row.prompt), token_ids=ids)
+
+    return _encode_all(rows, encode, config, "the prompts")
+
+
+def tokenizer_texts(config: RunConfig) -> list[str]:
+    """The texts a run's own tokenizer is trained on: the training demonstrations, else the training preferences."""
+    if config.data.task is not None or config.data.demonstrations is not None:
+        demonstrations = load_demonstrations(config).train
+        return [_plain(row.prompt) + row.response for row in demonstrations]
+    preferences = load_preferences(config).train
+    return [_plain(row.prompt) + text for row in preferences for text in (row.chosen, row.rejected)]
+
+
+def task_gold(config: RunConfig) -> Callable[[str, str], float] | None:
+    """The built-in task's true reward of (prompt, response); None for data of one's own."""
+    return innkeeper.gold if config.data.task is not None else None
+
+
+def task_best_gold(config: RunConfig, prompts: Sequence[str]) -> float | None:
+    """Mean of the best attainable true reward over `prompts`; None for data of one's own."""
+    if config.data.task is None:
+        return None
+    return float(np.mean([innkeeper.gold(prompt, innkeeper.best_answer(prompt)) for prompt in prompts]))
+
+
+def _task(config: RunConfig) -> innkeeper.Innkeeper:
+    assert config.data.task is not None
+    return innkeeper.Innkeeper(config.data.task, seed=config.seed, heldout_fraction=config.data.heldout_fraction)
+
+
+def _source(config: RunConfig, name: str) -> SourceConfig:
+    source: SourceConfig | None = getattr(config.data, name)
+    if source is None:
+        raise DataError(f"data.{name} is not configured and this stage needs it.")
+    return source
+
+
+def _load(config: RunConfig, source: SourceConfig, adapt: Callable[[RawRow, SourceConfig], Row]) -> Split[Row]:
+    rows = load_rows(source, root=config.data.root, seed=config.seed)
+    return _split(_adapt_all(rows, lambda row: adapt(row, source), config, source.path), config)
+
+
+def _adapt_all(
+    rows: Sequence[RawRow], adapt: Callable[[RawRow], Record], config: RunConfig, what: str
+) -> list[Record]:
+    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
+    adapted = []
+    for row in rows:
+        try:
+            adapted.append(adapt(row))
+        except adapters.UnusableRowError as reason:
+            bad.add(row.origin, str(reason))
+    _tell(bad)
+    return adapted
+
+
+def _encode_all(
+    rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, what: str
+) -> list[Record]:
+    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
+    encoded = []
+    for number, row in enumerate(rows):
+        try:
+            encoded.append(encode(row))
+        except adapters.UnusableRowError as reason:
+            bad.add(row.origin or f"row {number}", str(reason))
+    _tell(bad)
+    return encoded
+
+
+def _tell(bad: BadRows) -> None:
+    told = bad.settle()
+    if told is not None:
+        print(f"rayrlhf: {told}", file=sys.stderr)
+
+
+def _check_length(tokens: int, limit: int, what: str, key: str) -> None:
+    if tokens > limit:
+        raise adapters.UnusableRowError(f"{what} has {tokens} tokens and {key} is {limit}")
+
+
+def _split(rows: list[Row], config: RunConfig) -> Split[Row]:
+    """Held out by a hash of the prompt, so that no prompt is on both sides, whatever else the file holds."""
+    train: list[Row] = []
+    heldout: list[Row] = []
+    for row in rows:
+        key = derive_seed(config.seed, "heldout", json.dumps(row.prompt, sort_keys=True) or row.origin)
+        (heldout if key < config.data.heldout_fraction * 2**31 else train).append(row)
+    return Split(train=train, heldout=heldout)
+
+
+def _labelled_pairs(config: RunConfig, source: SourceConfig) -> Split[Preference]:
+    """Each text is used once: the k-th positive over the k-th negative of a seeded order."""
+    rows = load_rows(source, root=config.data.root, seed=config.seed)
+    texts = _adapt_all(rows, lambda row: (*adapters.labelled_text(row, source), row.origin), config, source.path)
+    cut = round(len(texts) * config.data.heldout_fraction)
+
+    def pair(part: Iterable[tuple[str, bool, str]]) -> list[Preference]:
+        positive = [(text, origin) for text, label, origin in part if label]
+        negative = [(text, origin) for text, label, origin in part if not label]
+        return [
+            Preference(prompt="", chosen=good, rejected=bad, origin=f"{first} over {second}")
+            for (good, first), (bad, second) in zip(positive, negative, strict=False)
+        ]
+
+    return Split(train=pair(texts[cut:]), heldout=pair(texts[:cut]))
+
+
+def _distinct(rows: Iterable[PromptRow]) -> list[PromptRow]:
+    first = {json.dumps(row.prompt, sort_keys=True): row for row in rows}
+    return list(first.values())
+
+
+def _plain(prompt: PromptText) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

@@ -1,0 +1,236 @@
+"""One vLLM engine in this process: draws responses, and follows the learner's versions."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rayrlhf.config import RolloutConfig, SamplingConfig
+from rayrlhf.errors import ConfigError, DataError, ResourceError, WeightSyncError
+from rayrlhf.models.device import resolve_dtype_name
+from rayrlhf.rollout.environment import engine_environment
+from rayrlhf.types import PolicyVersion, RolloutRequest, Trajectory, VersionSpan, WeightManifest
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+    from vllm.outputs import CompletionOutput
+
+TRANSFER_BACKEND = "object_store"
+TEMPERATURES = (0.01, 2.0)
+"""What vLLM samples at; it would raise a lower temperature in silence, and engine and learner would part."""
+
+
+class RolloutEngine:
+    """Draws trajectories from the policy in `model_dir`, version 0, until `apply_weights` brings a newer one.
+
+    The engine takes its process over (memory binding, the number of threads): it is not to share one with a learner,
+    nor with another engine that is still alive.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        sampling: SamplingConfig,
+        rollout: RolloutConfig,
+        max_length: int,
+        device: str,
+        eos_token_ids: list[int],
+        seed: int,
+    ) -> None:
+        low, high = TEMPERATURES
+        if not low <= sampling.temperature <= high:
+            raise ConfigError(
+                f"sampling.temperature={sampling.temperature} is outside what the engine samples at, {low} to {high}."
+            )
+        self._sampling = sampling
+        self._max_length = max_length
+        self._eos = tuple(sorted(set(eos_token_ids)))
+        self._broken: str | None = None
+        self._version: PolicyVersion = 0
+        self._manifest: WeightManifest | None = None
+        self._llm = _start(model_dir, rollout, max_length=max_length, device=device, seed=seed)
+        self._llm.init_weight_transfer_engine({"init_info": {}})
+        self._llm.update_weight_version("0")
+        self._vocab_size = self._llm.model_config.get_vocab_size()
+
+    @property
+    def version(self) -> PolicyVersion:
+        """The version that responses are drawn from."""
+        return self._version
+
+    def generate(self, requests: list[RolloutRequest]) -> list[Trajectory]:
+        """Draw one response for each request, in order; DataError, before anything runs, for a prompt that does not fit."""
+        self._refuse_if_broken()
+        for request in requests:
+            self._check_prompt(request)
+        if not requests:
+            return []
+        prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
+        params = [self._sampling_params(request) for request in requests]
+        with self._fatal("generation was cut short"):
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            return [self._trajectory(*pair) for pair in zip(requests, (o.outputs[0] for o in outputs), strict=True)]
+
+    def apply_weights(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> PolicyVersion:
+        """Load a newer version as one transaction: load, check that all arrived, reset the prefix cache, commit.
+
+        The version already in force is acknowledged without loading. A refusal (requests in flight, an older version)
+        leaves the engine as it was; a failure once loading has begun leaves it half-loaded, so that every later call
+        raises WeightSyncError until the worker is replaced.
+        """
+        self._refuse_if_broken()
+        if manifest == self._manifest:
+            return self._version
+        if manifest.version < self._version or (manifest.version == self._version and self._manifest is not None):
+            raise WeightSyncError(
+                f"The engine holds version {self._version} and was given version {manifest.version} with other weights; "
+                "versions only move forward."
+            )
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise WeightSyncError(f"Version {manifest.version} came while requests were in flight; drain them first.")
+        with self._fatal(f"loading version {manifest.version} failed"):
+            self._load(manifest, buckets)
+        self._version, self._manifest = manifest.version, manifest
+        return self._version
+
+    def shutdown(self) -> None:
+        """Release the engine and its memory; idempotent, and the engine is of no use afterwards."""
+        if self._broken == "it was shut down":
+            return
+        self._broken = "it was shut down"
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+    def _load(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> None:
+        self._llm.start_weight_update()
+        try:
+            self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
+        except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
+            if isinstance(error, WeightSyncError):
+                raise
+            raise WeightSyncError(f"vLLM refused a tensor of version {manifest.version}: {_first_line(error)}") from error
+        self._llm.finish_weight_update()
+        if not self._llm.reset_prefix_cache():
+            raise WeightSyncError(
+                f"The prefix cache still holds keys and values of version {self._version} after version "
+                f"{manifest.version} was loaded; replace the worker."
+            )
+        self._llm.update_weight_version(str(manifest.version))
+
+    @contextmanager
+    def _fatal(self, consequence: str) -> Iterator[None]:
+        """An exception that leaves this block leaves the engine in an unknown state, whatever it was."""
+        self._broken = consequence
+        yield
+        self._broken = None
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken is not None:
+            raise WeightSyncError(f"This engine is not in a sound state, because {self._broken}; replace the worker.")
+
+    def _check_prompt(self, request: RolloutRequest) -> None:
+        ids = request.prompt_ids
+        if not 0 < ids.size < self._max_length:
+            raise DataError(
+                f"The prompt of sample {request.sample_id} has {ids.size} tokens; with model.max_length={self._max_length} "
+                f"a prompt has 1 to {self._max_length - 1}, to leave room for a response."
+            )
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            raise DataError(
+                f"The prompt of sample {request.sample_id} holds token ids from {ids.min()} to {ids.max()}, "
+                f"but the policy's vocabulary has {self._vocab_size}."
+            )
+
+    def _sampling_params(self, request: RolloutRequest) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self._sampling.temperature,
+            max_tokens=min(self._sampling.max_new_tokens, self._max_length - request.prompt_ids.size),
+            seed=request.seed,
+            stop_token_ids=list(self._eos),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _trajectory(self, request: RolloutRequest, output: "CompletionOutput") -> Trajectory:
+        response_ids = np.asarray(output.token_ids, dtype=np.int32)
+        logprobs: Any = output.logprobs
+        rollout_logprobs = np.asarray(logprobs.logprobs, dtype=np.float32)
+        if rollout_logprobs.shape != response_ids.shape or logprobs.token_ids != response_ids.tolist():
+            raise WeightSyncError(f"vLLM returned log-probs of other tokens than it sampled for {request.sample_id}.")
+        if not np.isfinite(rollout_logprobs).all() or response_ids.max() >= self._vocab_size:
+            raise WeightSyncError(
+                f"Sample {request.sample_id} holds a non-finite log-prob or a token id outside the vocabulary of "
+                f"{self._vocab_size}: version {self._version} of the weights is broken."
+            )
+        return Trajectory(
+            sample_id=request.sample_id,
+            prompt_ids=request.prompt_ids,
+            response_ids=response_ids,
+            rollout_logprobs=rollout_logprobs,
+            finish="eos" if int(response_ids[-1]) in self._eos else "length",
+            version_spans=self._version_spans(output, len(response_ids)),
+        )
+
+    def _version_spans(self, output: "CompletionOutput", tokens: int) -> tuple[VersionSpan, ...]:
+        spans = tuple(
+            VersionSpan(version=int(span.version), start=span.start, end=span.end)
+            for span in output.weight_versions or ()
+        ) or (VersionSpan(version=self._version, start=0, end=tokens),)
+        assert spans[0].start == 0 and spans[-1].end == tokens and all(a.end == b.start for a, b in pairwise(spans))
+        return spans
+
+
+def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: str, seed: int) -> "LLM":
+    for name, value in engine_environment(rollout, device=device).items():
+        os.environ.setdefault(name, value)
+    # The last chance: an in-process CPU engine makes later calls do nothing.
+    torch.set_num_threads(rollout.compute_threads)
+    from vllm import LLM
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type != device:
+        raise ResourceError(
+            f"The rollout engine is to run on {device}, but the installed vLLM runs on {current_platform.device_type}; "
+            f"install the package's {'gpu' if device == 'cuda' else 'cpu'} extra or set device."
+        )
+    if TRANSFER_BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            TRANSFER_BACKEND, "rayrlhf.rollout.transfer", "ObjectStoreTransfer"
+        )
+    on_cpu = device == "cpu"
+    return LLM(
+        model=model_dir,
+        skip_tokenizer_init=True,
+        dtype=resolve_dtype_name(rollout.dtype, device),
+        max_model_len=max_length,
+        seed=seed,
+        # The defaults of a model's generation_config.json (top_p, penalties) must not bend the distribution.
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        weight_transfer_config={"backend": TRANSFER_BACKEND},
+        enable_prefix_caching=rollout.prefix_caching,
+        enforce_eager=rollout.enforce_eager if rollout.enforce_eager is not None else on_cpu,
+        max_num_seqs=rollout.max_num_seqs,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
+        disable_log_stats=True,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."

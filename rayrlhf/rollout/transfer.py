@@ -1,0 +1,101 @@
+"""vLLM's own weight-transfer interface over object-store buckets, so that another backend stays a configuration choice."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from rayrlhf.types import WeightManifest
+from rayrlhf.weights.codec import unpack
+from rayrlhf.weights.transaction import WeightUpdate
+
+
+@dataclass
+class ObjectStoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: the buckets come with each update."""
+
+
+@dataclass
+class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
+    """One whole version, by reference: the engine core lives in the worker's process."""
+
+    manifest: WeightManifest
+    buckets: list[np.ndarray] = field(repr=False)
+
+
+class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
+    """Loads Hugging Face tensors from read-only buckets, layer by layer, and refuses an incomplete version."""
+
+    init_info_cls = ObjectStoreInitInfo
+    update_info_cls = ObjectStoreUpdateInfo
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
+        """No rendezvous: the driver hands over object references."""
+
+    def start_weight_update(self) -> None:
+        """Put the model's layers into reloading state."""
+        self._tied = _tied_parameters(self.model)
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        """Load every tensor of the version; WeightSyncError when one is corrupted, missing or unknown to the model."""
+        manifest = update_info.manifest
+        tensors = WeightUpdate(manifest.version, expected=(slot.name for slot in manifest.slots))
+        loaded = self.model.load_weights(tensors.watch(unpack(manifest, update_info.buckets)))
+        tensors.commit()
+        expected = {name for name, _ in self.model.named_parameters()} - self._tied.keys()
+        parameters = WeightUpdate(manifest.version, expected=expected, noun="engine parameter")
+        parameters.consume(set(expected if loaded is None else loaded) - set(_half_loaded(self.model)))
+        parameters.commit()
+
+    def finish_weight_update(self) -> None:
+        """Bring the layers back into service."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        for layer in self._tied.values():
+            # The layerwise reload updates a tied head's weight through the embedding it shares it with, but on CPU the
+            # head multiplies with a packed copy made when it was processed last.
+            layer.quant_method.process_weights_after_loading(layer)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+def _tied_parameters(model: nn.Module) -> dict[str, Any]:
+    """Parameters that are another module's under a second name, with the module that borrows them."""
+    owners: dict[int, nn.Module] = {}
+    tied: dict[str, Any] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if owners.setdefault(id(parameter), module) is not module:
+                tied[f"{module_name}.{name}"] = module
+    return tied
+
+
+def _half_loaded(model: nn.Module) -> Iterator[str]:
+    """Parameters fused of several tensors, such as query, key and value, of which not all came.
+
+    An embedding is one tensor, but padded to a round vocabulary it never fills up; vLLM checks its shape on loading.
+    """
+    for module_name, module in model.named_modules():
+        info = get_layerwise_info(module)
+        if isinstance(module, VocabParallelEmbedding) or not info.can_load() or info.load_numel == 0:
+            continue
+        loadable = sum(_loadable(parameter) for parameter in module.parameters(recurse=False))
+        if info.load_numel < loadable:
+            yield from (f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False))
+
+
+def _loadable(parameter: torch.Tensor) -> int:
+    return int(getattr(parameter, "weight_loader_numel", parameter.numel()))

@@ -1,0 +1,45 @@
+"""Memory of all processes of a run on this machine, shared pages counted once."""
+
+import threading
+from types import TracebackType
+
+import psutil
+
+
+class MemorySampler:
+    """Samples this process and its descendants from a thread, from `with` to the end of the block."""
+
+    def __init__(self, interval: float = 2.0) -> None:
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, name="memory", daemon=True)
+        self.peak_bytes = 0
+        self.current_bytes = 0
+
+    def __enter__(self) -> "MemorySampler":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def sample(self) -> int:
+        """Bytes in use now: proportional set sizes, so that a page shared by n processes counts 1/n in each."""
+        total = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                info = process.memory_full_info()
+                total += getattr(info, "pss", 0) or info.rss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        self.current_bytes = total
+        self.peak_bytes = max(self.peak_bytes, total)
+        return total
+
+    def _sample_until_stopped(self) -> None:
+        self.sample()
+        while not self._stop.wait(self._interval):
+            self.sample()

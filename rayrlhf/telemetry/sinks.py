@@ -1,0 +1,169 @@
+"""Where metrics and samples go: JSON lines always, Weights & Biases where it works."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from rayrlhf.telemetry.metrics import check_names
+
+_TABLE_ROWS = 16
+"""Samples of one step shown in W&B; samples.jsonl holds all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbRun:
+    """What a run tells Weights & Biases about itself."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    entity: str | None
+    name: str
+    config: dict[str, Any]
+    run_id: str | None = None
+    """The W&B run to go on with."""
+
+
+class JsonlSink:
+    """Appends one JSON object a line, on disk when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows; a number that is not finite becomes null, which every JSON reader knows."""
+        for row in rows:
+            self._file.write(json.dumps({k: _jsonable(v) for k, v in row.items()}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def keep_until(path: Path, last_steps: dict[str, int]) -> None:
+    """Drop the rows of each stage after its last step, and a line torn by a kill; the rest stays as it is.
+
+    Held-out samples (stage "eval") belong to the ppo stage.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        stage = "ppo" if row["stage"] == "eval" else row["stage"]
+        if row["step"] <= last_steps.get(stage, row["step"]):
+            kept.append(line)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+class WandbSink:
+    """One W&B run for all stages, each on its own step axis. No failure of W&B ever reaches the caller."""
+
+    def __init__(self, about: WandbRun, run_dir: Path) -> None:
+        self._run: Any = None
+        self.run_id = about.run_id
+        self._failed = about.mode == "disabled"
+        self._guard(lambda: self._start(about, run_dir))
+
+    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Send one row."""
+        values = {f"{stage}/{name}": value for name, value in metrics.items()}
+        self._guard(lambda: self._run.log({**values, f"{stage}/step": step}))
+
+    def samples(self, rows: list[dict[str, Any]]) -> None:
+        """Send the first samples of a step as a table."""
+        if rows:
+            self._guard(lambda: self._table(rows[:_TABLE_ROWS]))
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._guard(lambda: self._run.finish(quiet=True))
+
+    def _start(self, about: WandbRun, run_dir: Path) -> None:
+        import wandb
+
+        run_dir.joinpath("wandb").mkdir(exist_ok=True)
+        mode = about.mode
+        if mode == "auto":
+            mode = "online" if wandb.login(prompt=False) else "offline"
+        self._run = wandb.init(
+            project=about.project,
+            entity=about.entity,
+            name=about.name,
+            id=about.run_id,
+            resume="allow" if about.run_id else None,
+            dir=run_dir,
+            mode=mode,
+            config=about.config,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        )
+        self.run_id = self._run.id
+        for stage in ("sft", "reward", "ppo"):
+            self._run.define_metric(f"{stage}/step")
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def _table(self, rows: list[dict[str, Any]]) -> None:
+        import wandb
+
+        columns = list(rows[0])
+        data = [[row[column] for column in columns] for row in rows]
+        self._run.log({f"samples/{rows[0]['stage']}": wandb.Table(columns=columns, data=data)})
+
+    def _guard(self, act: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - a logging service must never stop a training run
+            self._failed = True
+            print(f"rayrlhf: Weights & Biases failed and is left out from here on: {error}", file=sys.stderr)
+
+
+class MetricsWriter:
+    """metrics.jsonl, samples.jsonl and W&B of one run, written by one process alone."""
+
+    def __init__(self, run_dir: Path, wandb_run: WandbRun, *, last_steps: dict[str, int] | None = None) -> None:
+        """Open the files; `last_steps` names the last step of each stage that a resumed run keeps."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            keep_until(run_dir / name, last_steps or {})
+        self._metrics = JsonlSink(run_dir / "metrics.jsonl")
+        self._samples = JsonlSink(run_dir / "samples.jsonl")
+        self._wandb = WandbSink(wandb_run, run_dir)
+
+    @property
+    def wandb_run_id(self) -> str | None:
+        """The W&B run, to go on with after a restart."""
+        return self._wandb.run_id
+
+    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Write one row of declared metrics."""
+        check_names(metrics)
+        self._metrics.write([{"stage": stage, "step": step, "time": time.time(), **metrics}])
+        self._wandb.log(stage, step, metrics)
+
+    def samples(self, rows: list[dict[str, Any]]) -> None:
+        """Write sample rows."""
+        self._samples.write(rows)
+        self._wandb.samples(rows)
+
+    def close(self) -> None:
+        """Finish all files."""
+        self._metrics.close()
+        self._samples.close()
+        self._wandb.close()
