@@ -33,6 +33,9 @@ _ENOUGH_COURTESY = 2
 _MARGIN = 0.15
 """Least difference in gold between the responses of a preference pair."""
 
+_WORDINGS = 3
+"""Ways in which a guest says the same."""
+
 _REMARK = re.compile(r"\bthe (\w+) was (\w+)", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.]*\.|[^.]+$")
 
@@ -141,16 +144,18 @@ class Innkeeper:
             yield Preference(prompt=prompt, chosen=better, rejected=worse)
 
     def _all_prompts(self, heldout_fraction: float) -> Split[str]:
-        """Every pair of remarks with one wording each; held out by the pair, so that wordings cannot leak."""
+        """Every remark and every pair of remarks, in some wordings; held out by what is said, not by how."""
         rng = np.random.default_rng(derive_seed(self._seed, "innkeeper", "prompts"))
         remarks = all_remarks()
-        texts = [_ask([remark], rng) for remark in remarks for _ in range(len(OPENINGS))]
-        singles = len(texts)
-        texts += [_ask([a, b], rng) for a in remarks for b in remarks if a.thing != b.thing]
-        texts = list(dict.fromkeys(texts[:singles])) + texts[singles:]
-        order = rng.permutation(len(texts))
-        heldout = round(len(texts) * heldout_fraction)
-        return Split(train=[texts[i] for i in order[heldout:]], heldout=[texts[i] for i in order[:heldout]])
+        said = [[remark] for remark in remarks] + [[a, b] for a in remarks for b in remarks if a.thing != b.thing]
+        order = rng.permutation(len(said))
+        cut = round(len(said) * heldout_fraction)
+
+        def word(numbers: np.ndarray) -> list[str]:
+            texts = [_ask(said[number], rng) for number in numbers for _ in range(_WORDINGS)]
+            return list(dict.fromkeys(texts))
+
+        return Split(train=word(order[cut:]), heldout=word(order[:cut]))
 
 
 def _ask(remarks: list[Remark], rng: np.random.Generator) -> str:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-FOOD = ("soup", "stew", "fish", "bread", "pie", "tea", "porridge", "roast")
-ROOM = ("room", "bed", "bath", "blanket", "window", "lamp", "stove", "door")
+FOOD = ("soup", "fish", "bread", "tea", "pie")
+ROOM = ("room", "bed", "bath", "lamp", "stove")
 
 DEEDS = {
     "cold": ("We will warm the {x} for you.", "We will heat the {x} at once."),

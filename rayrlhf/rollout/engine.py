@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from rayrlhf.config import RolloutConfig, SamplingConfig
-from rayrlhf.errors import ConfigError, DataError, ResourceError, WeightSyncError
+from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
-from rayrlhf.rollout.environment import engine_environment
+from rayrlhf.rollout.environment import engine_environment, runs_eagerly
 from rayrlhf.types import PolicyVersion, RolloutRequest, Trajectory, VersionSpan, WeightManifest
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TRANSFER_BACKEND = "object_store"
 TEMPERATURES = (0.01, 2.0)
 """What vLLM samples at; it would raise a lower temperature in silence, and engine and learner would part."""
+SHUT_DOWN = "it was shut down"
 
 
 class RolloutEngine:
@@ -100,9 +101,9 @@ class RolloutEngine:
 
     def shutdown(self) -> None:
         """Release the engine and its memory; idempotent, and the engine is of no use afterwards."""
-        if self._broken == "it was shut down":
+        if self._broken == SHUT_DOWN:
             return
-        self._broken = "it was shut down"
+        self._broken = SHUT_DOWN
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -113,9 +114,9 @@ class RolloutEngine:
         self._llm.start_weight_update()
         try:
             self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
+        except WeightSyncError:
+            raise
         except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
-            if isinstance(error, WeightSyncError):
-                raise
             raise WeightSyncError(f"vLLM refused a tensor of version {manifest.version}: {_first_line(error)}") from error
         self._llm.finish_weight_update()
         if not self._llm.reset_prefix_cache():
@@ -166,10 +167,9 @@ class RolloutEngine:
 
     def _trajectory(self, request: RolloutRequest, output: "CompletionOutput") -> Trajectory:
         response_ids = np.asarray(output.token_ids, dtype=np.int32)
-        logprobs: Any = output.logprobs
-        rollout_logprobs = np.asarray(logprobs.logprobs, dtype=np.float32)
-        if rollout_logprobs.shape != response_ids.shape or logprobs.token_ids != response_ids.tolist():
-            raise WeightSyncError(f"vLLM returned log-probs of other tokens than it sampled for {request.sample_id}.")
+        flat: Any = output.logprobs
+        rollout_logprobs = np.asarray(flat.logprobs, dtype=np.float32)
+        assert flat.token_ids == response_ids.tolist(), "the log-probs are of other tokens than the sampled ones"
         if not np.isfinite(rollout_logprobs).all() or response_ids.max() >= self._vocab_size:
             raise WeightSyncError(
                 f"Sample {request.sample_id} holds a non-finite log-prob or a token id outside the vocabulary of "
@@ -211,24 +211,26 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
         WeightTransferEngineFactory.register_engine(
             TRANSFER_BACKEND, "rayrlhf.rollout.transfer", "ObjectStoreTransfer"
         )
-    on_cpu = device == "cpu"
-    return LLM(
-        model=model_dir,
-        skip_tokenizer_init=True,
-        dtype=resolve_dtype_name(rollout.dtype, device),
-        max_model_len=max_length,
-        seed=seed,
-        # The defaults of a model's generation_config.json (top_p, penalties) must not bend the distribution.
-        generation_config="vllm",
-        logprobs_mode="processed_logprobs",
-        weight_transfer_config={"backend": TRANSFER_BACKEND},
-        enable_prefix_caching=rollout.prefix_caching,
-        enforce_eager=rollout.enforce_eager if rollout.enforce_eager is not None else on_cpu,
-        max_num_seqs=rollout.max_num_seqs,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
-        disable_log_stats=True,
-    )
+    try:
+        return LLM(
+            model=model_dir,
+            skip_tokenizer_init=True,
+            dtype=resolve_dtype_name(rollout.dtype, device),
+            max_model_len=max_length,
+            seed=seed,
+            # The defaults of a model's generation_config.json (top_p, penalties) must not bend the distribution.
+            generation_config="vllm",
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config={"backend": TRANSFER_BACKEND},
+            enable_prefix_caching=rollout.prefix_caching,
+            enforce_eager=runs_eagerly(rollout, device=device),
+            max_num_seqs=rollout.max_num_seqs,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if device == "cpu" else None,
+            use_tqdm_on_load=False,
+        )
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise ModelError(f"vLLM does not start on the policy in {model_dir}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 _SHOWN = {
     "policy/nll": ("loss", "{:.3f}"),
@@ -120,7 +121,7 @@ class Console:
         for column in columns:
             table.add_column(column)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))
         self._out.print(table, soft_wrap=False)
 
     def note(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """Memory of all processes of a run on this machine, shared pages counted once."""
 
+import contextlib
 import threading
 from types import TracebackType
 
@@ -30,11 +31,8 @@ class MemorySampler:
         """Bytes in use now: proportional set sizes, so that a page shared by n processes counts 1/n in each."""
         total = 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            try:
-                info = process.memory_full_info()
-                total += getattr(info, "pss", 0) or info.rss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += _resident(process)
         self.current_bytes = total
         self.peak_bytes = max(self.peak_bytes, total)
         return total
@@ -43,3 +41,12 @@ class MemorySampler:
         self.sample()
         while not self._stop.wait(self._interval):
             self.sample()
+
+
+def _resident(process: psutil.Process) -> int:
+    """The process's share of physical memory; its whole resident set where the system tells no shares."""
+    try:
+        info = process.memory_full_info()
+    except psutil.AccessDenied:
+        return int(process.memory_info().rss)
+    return int(getattr(info, "pss", 0) or info.rss)

@@ -15,6 +15,12 @@ from rayrlhf.telemetry.metrics import check_names
 _TABLE_ROWS = 16
 """Samples of one step shown in W&B; samples.jsonl holds all."""
 
+_START_SECONDS = 30.0
+"""Longest wait for W&B's server at the start of a run."""
+
+_FINISH_SECONDS = 60.0
+"""Longest wait for uploads at the end of a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WandbRun:
@@ -33,7 +39,8 @@ class JsonlSink:
     """Appends one JSON object a line, on disk when the call returns."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        # A lone surrogate has no UTF-8 form; its backslash escape is the same character to a JSON reader.
+        self._file: IO[str] = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - open as long as the run
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows; a number that is not finite becomes null, which every JSON reader knows."""
@@ -57,28 +64,39 @@ def keep_until(path: Path, last_steps: dict[str, int]) -> None:
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        stage = "ppo" if row["stage"] == "eval" else row["stage"]
-        if row["step"] <= last_steps.get(stage, row["step"]):
-            kept.append(line)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    # Bytes, because a kill may tear a character too, and because text lines also end at characters JSON leaves raw.
+    with open(path, "rb") as old, open(partial, "wb") as new:
+        new.writelines(line.rstrip(b"\n") + b"\n" for line in old if _kept(line, last_steps))
+        new.flush()
+        os.fsync(new.fileno())
     os.replace(partial, path)
 
 
+def _kept(line: bytes, last_steps: dict[str, int]) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    stage = "ppo" if row["stage"] == "eval" else row["stage"]
+    return bool(row["step"] <= last_steps.get(stage, row["step"]))
+
+
 class WandbSink:
-    """One W&B run for all stages, each on its own step axis. No failure of W&B ever reaches the caller."""
+    """One W&B run for all stages, each on its own step axis. No failure of W&B ever reaches the caller.
+
+    What cannot be sent is kept on disk, for `wandb sync`: a run that cannot start online starts offline.
+    """
 
     def __init__(self, about: WandbRun, run_dir: Path) -> None:
         self._run: Any = None
         self.run_id = about.run_id
         self._failed = about.mode == "disabled"
-        self._guard(lambda: self._start(about, run_dir))
+        self._calling = False
+        self._guard(lambda: self._start(about, run_dir, mode=_mode(about.mode)))
+        if self._calling:
+            self._failed = self._calling = False
+            self._guard(lambda: self._start(about, run_dir, mode="offline"))
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Send one row."""
@@ -92,15 +110,16 @@ class WandbSink:
 
     def close(self) -> None:
         """Finish the run."""
-        self._guard(lambda: self._run.finish(quiet=True))
+        self._guard(lambda: self._run.finish())
 
-    def _start(self, about: WandbRun, run_dir: Path) -> None:
+    def _start(self, about: WandbRun, run_dir: Path, *, mode: str | None) -> None:
         import wandb
 
         run_dir.joinpath("wandb").mkdir(exist_ok=True)
-        mode = about.mode
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS, disable_code=True
+        )
+        self._calling = mode == "online"
         self._run = wandb.init(
             project=about.project,
             entity=about.entity,
@@ -110,8 +129,9 @@ class WandbSink:
             dir=run_dir,
             mode=mode,
             config=about.config,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            settings=settings,
         )
+        self._calling = False
         self.run_id = self._run.id
         for stage in ("sft", "reward", "ppo"):
             self._run.define_metric(f"{stage}/step")
@@ -121,8 +141,9 @@ class WandbSink:
         import wandb
 
         columns = list(rows[0])
-        data = [[row[column] for column in columns] for row in rows]
-        self._run.log({f"samples/{rows[0]['stage']}": wandb.Table(columns=columns, data=data)})
+        data = [[row.get(column) for column in columns] for row in rows]
+        table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+        self._run.log({f"samples/{rows[0]['stage']}": table, "ppo/step": rows[0]["step"]})
 
     def _guard(self, act: Callable[[], None]) -> None:
         if self._failed:
@@ -131,7 +152,21 @@ class WandbSink:
             act()
         except Exception as error:  # noqa: BLE001 - a logging service must never stop a training run
             self._failed = True
-            print(f"rayrlhf: Weights & Biases failed and is left out from here on: {error}", file=sys.stderr)
+            then = "goes on offline" if self._calling else "is left out from here on"
+            told = " ".join(str(error).split())
+            print(f"rayrlhf: Weights & Biases failed and {then}: {told}", file=sys.stderr, flush=True)
+
+
+def _mode(mode: str) -> str | None:
+    """online, offline, or None where W&B's own variable decides; auto asks for credentials without a network call."""
+    import wandb
+
+    if mode != "auto":
+        return mode
+    if "WANDB_MODE" in os.environ:
+        return None
+    wandb.setup(wandb.Settings(silent=True, console="off"))
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 class MetricsWriter:

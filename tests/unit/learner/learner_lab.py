@@ -119,12 +119,12 @@ def examples(count: int, *, seed: int) -> list[Example]:
 
 
 def pairs(count: int, *, seed: int) -> list[PreferencePair]:
-    """The chosen response ends in a lower id than the rejected one: something a reward model can learn."""
+    """The chosen response ends in a low id, the rejected one in a high one: something a reward model can learn."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
         chosen, rejected = ids(rng, int(rng.integers(4, 14))), ids(rng, int(rng.integers(4, 14)))
-        chosen[-1], rejected[-1] = int(rng.integers(2, 100)), int(rng.integers(150, 250))
+        chosen[-1], rejected[-1] = int(rng.integers(50, 54)), int(rng.integers(200, 204))
         made.append(PreferencePair(chosen_ids=chosen, rejected_ids=rejected))
     return made
 

@@ -115,7 +115,8 @@ def test_max_steps_ends_training() -> None:
 @STAGES
 def test_stage_learns_and_evaluates_without_changing_itself(stage: str) -> None:
     learner = supervised_learner(stage, config(stage, epochs=20, optim={"lr": 5.0e-3}))
-    before, weights = learner.evaluate(), parameters(learner._core.model)
+    weights = parameters(learner._core.model)
+    before = learner.evaluate()
     assert largest_difference(weights, parameters(learner._core.model)) == 0.0
     history = [learner.train_step() for _ in range(20)]
     for metrics in (*history, before):
