@@ -112,7 +112,9 @@ def local_node() -> Node:
 def cluster_nodes() -> list[Node]:
     """The live nodes of the joined cluster."""
     return [
-        Node(name=node["NodeManagerAddress"], resources=dict(node["Resources"])) for node in ray.nodes() if node["Alive"]
+        Node(name=node["NodeManagerAddress"], resources=dict(node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"]
     ]
 
 
@@ -130,7 +132,9 @@ def inspect(config: RunConfig, nodes: list[Node], *, output_dir: Path, object_st
         report.shortages.insert(0, "device=cuda asks for a GPU and there is none (use device=cpu or device=auto)")
     _check_disk(report, output_dir)
     _check_versions(report)
-    store = sum(node.resources.get("object_store_memory", 0.0) for node in nodes) or config.cluster.object_store_gib * GIB
+    store = (
+        sum(node.resources.get("object_store_memory", 0.0) for node in nodes) or config.cluster.object_store_gib * GIB
+    )
     if object_store_need > store:
         report.warnings.append(
             f"the object store holds {store / GIB:.1f} GiB and two weight versions with their batches take about "
@@ -143,7 +147,9 @@ def _check_disk(report: Preflight, output_dir: Path) -> None:
     existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free / GIB
     if free < MIN_FREE_DISK_GIB:
-        report.shortages.append(f"{output_dir} has {free:.2f} GiB of free disk, and a run needs {MIN_FREE_DISK_GIB:.0f} GiB")
+        report.shortages.append(
+            f"{output_dir} has {free:.2f} GiB of free disk, and a run needs {MIN_FREE_DISK_GIB:.0f} GiB"
+        )
 
 
 def _check_versions(report: Preflight) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors.calls import ActorLostError, resolve, together
-from rayrlhf.actors.placement import actor_options
+from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import RunConfig
@@ -18,7 +18,6 @@ Build = Callable[[RunConfig, Ranks], Any]
 """Makes the plain learner object of one rank; runs inside the learner process."""
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class LearnerActor:
     """One rank. A restarted learner would have a fresh optimizer, so it is never restarted: its death ends the run."""
 
@@ -70,7 +69,7 @@ class LearnerGroup:
         self._config = config
         self._device = device
         options = actor_options(config.learner, device=device)
-        self._actors = [LearnerActor.options(**options).remote(config, rank) for rank in range(config.learner.processes)]
+        self._actors = [spawn(LearnerActor, options, config, rank) for rank in range(config.learner.processes)]
 
     async def start(self, build: Build) -> None:
         """Make the learner on every rank; returns when all are ready."""
@@ -98,9 +97,7 @@ class LearnerGroup:
         others = [actor.publish.remote() for actor in self._actors[1:]]
         timeout = self._config.learner.call_timeout
         (version, total_bytes), *_ = await self._gather([refs[-1], *others], "publish", timeout)
-        return PublishedWeights(
-            version=version, total_bytes=total_bytes, manifest=refs[0], buckets=tuple(refs[1:-1])
-        )
+        return PublishedWeights(version=version, total_bytes=total_bytes, manifest=refs[0], buckets=tuple(refs[1:-1]))
 
     def stop(self) -> None:
         """End every rank's process."""
@@ -113,9 +110,7 @@ class LearnerGroup:
         return await self._gather(refs, str(name), timeout or self._config.learner.call_timeout)
 
     async def _gather(self, refs: list[Any], name: str, timeout: float) -> list[Any]:
-        calls = (
-            resolve(ref, what=f"learner rank {rank} ({name})", timeout=timeout) for rank, ref in enumerate(refs)
-        )
+        calls = (resolve(ref, what=f"learner rank {rank} ({name})", timeout=timeout) for rank, ref in enumerate(refs))
         try:
             return await together(*calls)
         except ActorLostError as loss:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import ray
+
 from rayrlhf.config import RoleConfig
 
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -27,3 +29,8 @@ def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None =
         "resources": dict(role.resources) or None,
         "runtime_env": {"env_vars": env_vars},
     }
+
+
+def spawn(kind: type, options: dict[str, Any], *args: Any) -> Any:
+    """Start an actor of a plain class. Ray never restarts it or repeats its calls: what either means, its pool knows."""
+    return ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options).remote(*args)

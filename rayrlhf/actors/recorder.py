@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors.calls import resolve, resolve_blocking
-from rayrlhf.actors.placement import QUIET
+from rayrlhf.actors.placement import QUIET, spawn
 from rayrlhf.config import RunConfig
 from rayrlhf.experience.summary import evaluation_metrics, repeated_share, sample_rows
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
@@ -15,7 +15,6 @@ from rayrlhf.types import ScoredTrajectory
 _TIMEOUT = 120.0
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0)
 class RecorderActor:
     """A MetricsWriter behind Ray."""
 
@@ -56,8 +55,8 @@ class Recorder:
         wandb_run = WandbRun(
             **config.wandb.model_dump(), name=config.name, config=config.model_dump(mode="json"), run_id=wandb_run_id
         )
-        options = {"runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}}}
-        self._actor = RecorderActor.options(**options).remote(str(run_dir), wandb_run, last_steps)
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}}}
+        self._actor = spawn(RecorderActor, options, str(run_dir), wandb_run, last_steps)
         self.wandb_run_id: str | None = resolve_blocking(
             self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT
         )

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 
 from rayrlhf.actors.calls import resolve, together
-from rayrlhf.actors.placement import actor_options
+from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import WeightSyncError
@@ -26,7 +25,6 @@ class RolloutInfo:
     min_version: PolicyVersion
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class RolloutWorker:
     """One engine in one process."""
 
@@ -78,9 +76,7 @@ class RolloutPool:
         self.pool = ReplicaPool(
             role="rollout",
             size=config.rollout.workers,
-            spawn=lambda number: RolloutWorker.options(**options).remote(
-                config, model_dir, device, eos_token_ids, number
-            ),
+            spawn=lambda number: spawn(RolloutWorker, options, config, model_dir, device, eos_token_ids, number),
             prepare=self._catch_up,
             start_timeout=config.rollout.start_timeout,
             call_timeout=config.rollout.call_timeout,
@@ -119,4 +115,6 @@ class RolloutPool:
         if self._published is None:
             return
         ref = handle.apply_weights.remote(self._published.manifest, *self._published.buckets)
-        await resolve(ref, what=f"a new rollout worker to load version {self._published.version}", timeout=self._timeout)
+        await resolve(
+            ref, what=f"a new rollout worker to load version {self._published.version}", timeout=self._timeout
+        )

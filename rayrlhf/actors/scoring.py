@@ -4,9 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from rayrlhf.actors.placement import actor_options
+from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import task_gold
@@ -22,7 +20,6 @@ class ScoringInfo:
     seconds: float
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class ScoringWorker:
     """One scorer in one process."""
 
@@ -54,16 +51,11 @@ class ScoringPool:
     def __init__(self, config: RunConfig, *, reward_model_dir: str, reference_dir: str, device: str) -> None:
         options = actor_options(config.scoring, device=device)
 
-        async def nothing_to_catch_up(handle: Any) -> None:
-            return None
-
         self.pool = ReplicaPool(
             role="scoring",
             size=config.scoring.workers,
-            spawn=lambda number: ScoringWorker.options(**options).remote(
-                config, reward_model_dir, reference_dir, device
-            ),
-            prepare=nothing_to_catch_up,
+            spawn=lambda _: spawn(ScoringWorker, options, config, reward_model_dir, reference_dir, device),
+            prepare=_nothing_to_catch_up,
             start_timeout=config.scoring.start_timeout,
             call_timeout=config.scoring.call_timeout,
             max_restarts=config.scoring.max_restarts,
@@ -77,3 +69,7 @@ class ScoringPool:
         """Score the chunk behind a reference: a reference to its scored form, with what it is."""
         ref, info = await self.pool.call("score", trajectories)
         return ref, info
+
+
+async def _nothing_to_catch_up(_: Any) -> None:
+    """Frozen models have no version to follow."""

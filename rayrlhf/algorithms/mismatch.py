@@ -21,9 +21,7 @@ class Mismatch:
     tokens: int
 
 
-def mismatch_quantiles(
-    rollout_logprobs: Sequence[np.ndarray], learner_logprobs: Sequence[np.ndarray]
-) -> Mismatch:
+def mismatch_quantiles(rollout_logprobs: Sequence[np.ndarray], learner_logprobs: Sequence[np.ndarray]) -> Mismatch:
     """Compare response by response; both sequences hold one array of token log-probs a response."""
     engine = np.concatenate([np.asarray(row, dtype=np.float64) for row in rollout_logprobs])
     learner = np.concatenate([np.asarray(row, dtype=np.float64) for row in learner_logprobs])

@@ -32,7 +32,8 @@ def value_loss(
     if clip is None:
         return ValueLoss(loss=0.5 * masked_sum(error, loss_mask) / token_count, clip_fraction=error.new_zeros(()))
     clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
-    active = (clipped > error).to(error.dtype)
+    # Inside the bound, `clipped` differs from `error` by rounding alone.
+    active = (((values - old_values).abs() > clip) & (clipped > error)).to(error.dtype)
     return ValueLoss(
         loss=0.5 * masked_sum(torch.maximum(error, clipped), loss_mask) / token_count,
         clip_fraction=masked_sum(active, loss_mask).detach() / token_count,

@@ -72,7 +72,9 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder, such as
         typer.echo(str(write_report(run_dir)))
 
 
-def _stages(config: Path, overrides: list[str] | None, only: str | None, *, resume: bool, dry_run: bool = False) -> None:
+def _stages(
+    config: Path, overrides: list[str] | None, only: str | None, *, resume: bool, dry_run: bool = False
+) -> None:
     from rayrlhf.config import load_config
 
     with _clear_errors():

@@ -71,5 +71,7 @@ class DataConfig(Node):
     def _one_origin(self) -> "DataConfig":
         files = [n for n in ("demonstrations", "preferences", "prompts") if getattr(self, n) is not None]
         if self.task is not None and files:
-            raise ValueError(f"data.task and data.{files[0]} exclude each other: use the built-in task or your own files")
+            raise ValueError(
+                f"data.task and data.{files[0]} exclude each other: use the built-in task or your own files"
+            )
         return self

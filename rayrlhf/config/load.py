@@ -81,7 +81,11 @@ def _sentence(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean {'.'.join([*map(str, path[:-1]), near[0]])}?" if near else f"valid keys are {', '.join(sorted(known))}"
+        hint = (
+            f"did you mean {'.'.join([*map(str, path[:-1]), near[0]])}?"
+            if near
+            else f"valid keys are {', '.join(sorted(known))}"
+        )
         return f"unknown key {key} ({hint})"
     if problem["type"] == "missing":
         return f"{key} is required"

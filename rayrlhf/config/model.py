@@ -13,7 +13,7 @@ class ModelConfig(Node):
     path: str | None = None
     """A Hugging Face directory or hub name of a causal language model."""
     init: dict[str, Any] | None = None
-    """Instead of `path`: a transformers configuration (with model_type) to make with random weights; its tokenizer is trained in the run."""
+    """Instead of `path`: a transformers configuration (with model_type) for random weights; its tokenizer is trained in the run."""
     vocab_size: int = Field(default=1024, ge=64)
     """Size of the tokenizer trained for `init`."""
     max_length: int = Field(default=128, ge=2)
@@ -22,7 +22,9 @@ class ModelConfig(Node):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if (self.path is None) == (self.init is None):
-            raise ValueError("give exactly one of model.path (a directory or hub name) and model.init (a config for random weights)")
+            raise ValueError(
+                "give exactly one of model.path (a directory or hub name) and model.init (a config for random weights)"
+            )
         if self.init is not None and "model_type" not in self.init:
             raise ValueError("model.init needs model_type, for example qwen2")
         if self.init is not None and "vocab_size" in self.init:
@@ -43,10 +45,12 @@ class SamplingConfig(Node):
     def _full_distribution(self) -> "SamplingConfig":
         if self.top_p != 1.0:
             raise ValueError(
-                f"sampling.top_p={self.top_p} would truncate the distribution that log-probs are taken from; training needs top_p=1.0"
+                f"sampling.top_p={self.top_p} would truncate the distribution that log-probs are taken from; "
+                f"training needs top_p=1.0"
             )
         if self.top_k != 0:
             raise ValueError(
-                f"sampling.top_k={self.top_k} would truncate the distribution that log-probs are taken from; training needs top_k=0"
+                f"sampling.top_k={self.top_k} would truncate the distribution that log-probs are taken from; "
+                f"training needs top_k=0"
             )
         return self

@@ -63,7 +63,9 @@ class RunConfig(Node):
             )
         context = (self.model.init or {}).get("max_position_embeddings")
         if context is not None and self.model.max_length > context:
-            raise ValueError(f"model.max_length = {self.model.max_length} exceeds model.init.max_position_embeddings = {context}")
+            raise ValueError(
+                f"model.max_length = {self.model.max_length} exceeds model.init.max_position_embeddings = {context}"
+            )
         for key, tokens in (
             ("sft.micro_batch_tokens", self.sft.micro_batch_tokens),
             ("reward.micro_batch_tokens", self.reward.micro_batch_tokens // 2),

@@ -20,7 +20,7 @@ class RoleConfig(Node):
     """Compute threads; default: cpus rounded down, at least 1."""
     memory_gib: float = Field(default=0.0, ge=0.0)
     """Memory reserved with Ray; 0 reserves none."""
-    resources: dict[str, float] = {}
+    resources: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources, to pin a role to some nodes."""
     dtype: Dtype = "auto"
     """auto: bfloat16 on CUDA, float32 on CPU."""

@@ -134,11 +134,15 @@ class PPOConfig(Node):
                 f"ppo.minibatches={self.minibatches} must divide prompts_per_step * samples_per_prompt = {samples}"
             )
         if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
-            raise ValueError(f"ppo.advantage={self.advantage} needs ppo.samples_per_prompt >= 2, not {self.samples_per_prompt}")
+            raise ValueError(
+                f"ppo.advantage={self.advantage} needs ppo.samples_per_prompt >= 2, not {self.samples_per_prompt}"
+            )
         if self.truncation == "bootstrap" and self.advantage != "gae":
             raise ValueError(f"ppo.truncation=bootstrap needs a critic: ppo.advantage=gae, not {self.advantage}")
         if self.critic_warmup_updates >= self.updates:
-            raise ValueError(f"ppo.critic_warmup_updates={self.critic_warmup_updates} must be below ppo.updates={self.updates}")
+            raise ValueError(
+                f"ppo.critic_warmup_updates={self.critic_warmup_updates} must be below ppo.updates={self.updates}"
+            )
         return self
 
     @property

@@ -1,6 +1,5 @@
 """From raw rows to text records: the forms that demonstrations, preferences and prompts come in."""
 
-import os
 from typing import Any
 
 from rayrlhf.config import SourceConfig
@@ -128,7 +127,7 @@ def _shared_prompt(fields: dict[str, Any], source: SourceConfig) -> tuple[Prompt
     chosen, rejected = (fields.get(key) for key in (source.chosen_key, source.rejected_key))
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise UnusableRowError("chosen and rejected do not share a prompt")
-    common = os.path.commonprefix([chosen, rejected])
+    common = _common_prefix(chosen, rejected)
     head, found, _ = common.rpartition(_ASSISTANT)
     if not found:
         raise UnusableRowError("chosen and rejected do not share a prompt")
@@ -136,3 +135,8 @@ def _shared_prompt(fields: dict[str, Any], source: SourceConfig) -> tuple[Prompt
     if not chosen[cut:].strip() or not rejected[cut:].strip():
         raise UnusableRowError("chosen or rejected is empty after the prompt they share")
     return head + found, chosen[cut:], rejected[cut:]
+
+
+def _common_prefix(first: str, second: str) -> str:
+    parted = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    return first[:parted] if parted is not None else min(first, second, key=len)

@@ -74,9 +74,7 @@ def tokenize_preferences(
     return _encode_all(rows, encode, config, "the preferences")
 
 
-def tokenize_prompts(
-    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig
-) -> list[Prompt]:
+def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[Prompt]:
     """Prompts with ids; one longer than data.max_prompt_tokens is a bad row. Ids are stable for the same rows."""
 
     numbered = {id(row): number for number, row in enumerate(rows)}
@@ -86,7 +84,7 @@ def tokenize_prompts(
         if not len(ids):
             raise adapters.UnusableRowError("the prompt has no tokens")
         _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
-        return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(tokenizer, row.prompt), token_ids=ids)
+        return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
 
     return _encode_all(rows, encode, config, "the prompts")
 
@@ -129,9 +127,7 @@ def _load(config: RunConfig, source: SourceConfig, adapt: Callable[[RawRow, Sour
     return _split(_adapt_all(rows, lambda row: adapt(row, source), config, source.path), config)
 
 
-def _adapt_all(
-    rows: Sequence[RawRow], adapt: Callable[[RawRow], Record], config: RunConfig, what: str
-) -> list[Record]:
+def _adapt_all(rows: Sequence[RawRow], adapt: Callable[[RawRow], Record], config: RunConfig, what: str) -> list[Record]:
     bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
     adapted = []
     for row in rows:
@@ -143,9 +139,7 @@ def _adapt_all(
     return adapted
 
 
-def _encode_all(
-    rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, what: str
-) -> list[Record]:
+def _encode_all(rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, what: str) -> list[Record]:
     bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
     encoded = []
     for number, row in enumerate(rows):

@@ -7,7 +7,6 @@ answers: a reward model that learns from them can be led astray, as real ones ca
 
 import re
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 
@@ -62,10 +61,10 @@ def gold(prompt: str, response: str) -> float:
             faults += 1
         elif meaning.kind == "courtesy":
             courtesies.add(sentence)
-        elif meaning.remark not in remarks:
+        elif meaning.remark is None or meaning.remark not in remarks:
             faults += 1
         else:
-            (heard if meaning.kind == "acknowledge" else helped).add(cast(Remark, meaning.remark))
+            (heard if meaning.kind == "acknowledge" else helped).add(meaning.remark)
         seen.add(sentence)
     faults += max(0, len(sentences) - 2 * len(remarks) - _ENOUGH_COURTESY)
     value = (
@@ -152,7 +151,7 @@ class Innkeeper:
         cut = round(len(said) * heldout_fraction)
 
         def word(numbers: np.ndarray) -> list[str]:
-            texts = [_ask(said[number], rng) for number in numbers for _ in range(_WORDINGS)]
+            texts = [_ask(said[number], rng) for _ in range(_WORDINGS) for number in numbers]
             return list(dict.fromkeys(texts))
 
         return Split(train=word(order[cut:]), heldout=word(order[:cut]))
@@ -176,9 +175,7 @@ def _answer(prompt: str, rng: np.random.Generator, *, skill: float) -> str:
         if rng.uniform() < 0.15 + 0.75 * skill:
             fits = rng.uniform() < 0.5 + 0.5 * skill
             parts.append(_choose(deeds(remark if fits else _other(remark, rng)), rng))
-    for chance in (0.2 + 0.6 * skill, 0.1 + 0.4 * skill):
-        if rng.uniform() < chance:
-            parts.append(_choose(COURTESIES, rng))
+    parts += [_choose(COURTESIES, rng) for chance in (0.2 + 0.6 * skill, 0.1 + 0.4 * skill) if rng.uniform() < chance]
     if rng.uniform() < 0.5 * (1.0 - skill):
         parts.insert(int(rng.integers(len(parts) + 1)), _choose(RUDE, rng))
     return " " + " ".join(parts or [_choose(RUDE, rng)])

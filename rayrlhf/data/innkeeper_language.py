@@ -22,8 +22,8 @@ DEEDS = {
 """What a host does about each state of a thing: the fitting deed, in two wordings."""
 
 STATES = {
-    **{thing: ("cold", "burnt", "late", "small", "tasty") for thing in FOOD},
-    **{thing: ("dirty", "damp", "broken", "old", "cosy") for thing in ROOM},
+    **dict.fromkeys(FOOD, ("cold", "burnt", "late", "small", "tasty")),
+    **dict.fromkeys(ROOM, ("dirty", "damp", "broken", "old", "cosy")),
 }
 PRAISE = ("tasty", "cosy")
 

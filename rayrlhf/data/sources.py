@@ -98,9 +98,9 @@ def _json_array(path: Path) -> Iterator[RawRow]:
 
 
 def _table(path: Path, delimiter: str, columns: list[str] | None) -> Iterator[RawRow]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     lines = (line for _, line in _lines(path))
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    # Quotes in a tab-separated file are text.
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if delimiter == "\t" else csv.reader(lines)
     names = columns if columns is not None else next(reader, [])
     for values in reader:
         if len(values) != len(names):

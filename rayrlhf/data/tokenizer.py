@@ -70,7 +70,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> np.nda
     return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)
 
 
-def prompt_as_text(tokenizer: PreTrainedTokenizerBase, prompt: PromptText) -> str:
+def prompt_as_text(prompt: PromptText) -> str:
     """A prompt as a person reads it."""
     if isinstance(prompt, str):
         return prompt

@@ -67,7 +67,8 @@ class PPOLearner:
         trainable = partial(
             TrainableModel, ranks=ranks, device=self._device, max_nonfinite_steps=config.learner.max_nonfinite_steps
         )
-        policy_updates = config.ppo.updates - config.ppo.critic_warmup_updates
+        self._critic_warmup = config.ppo.critic_warmup_updates if critic is not None else 0
+        policy_updates = config.ppo.updates - self._critic_warmup
         self._policy = trainable(policy, config.ppo.optim, total_steps=policy_updates * steps)
         self._critic = (
             trainable(critic, config.ppo.critic_optim, total_steps=config.ppo.updates * steps)
@@ -84,7 +85,9 @@ class PPOLearner:
     def update(self, step: int, scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
         """Prepare, estimate, optimise, report: makes version `step + 1`; LedgerError for any other step than the next."""
         if step != self.version:
-            raise LedgerError(f"Update {step} cannot follow version {self.version}: each step is trained once, in order.")
+            raise LedgerError(
+                f"Update {step} cannot follow version {self.version}: each step is trained once, in order."
+            )
         config = self._config
         batch = make_batch(scored, mask_truncated=config.truncation == "mask")
         estimates = self._estimate(batch)
@@ -110,7 +113,8 @@ class PPOLearner:
     @torch.no_grad()
     def _estimate(self, batch: PPOBatch) -> Estimates:
         shape = batch.loss_mask.shape
-        rows: dict[int, tuple[Tensor, Tensor, Tensor, float]] = {}
+        # Arrays rather than tensors: a pickled row of a tensor takes its whole micro-batch along.
+        rows: dict[int, tuple[np.ndarray, np.ndarray, float, float]] = {}
         for indices, micro in self._micro_batches(batch, range(len(batch.sequences))):
             outputs = policy_forward(
                 self._policy.model,
@@ -120,17 +124,17 @@ class PPOLearner:
                 compute_dtype=self._dtype,
             )
             assert outputs.entropy is not None
-            entropy = outputs.entropy.sum(dim=1)
+            logprobs, entropy = outputs.logprobs.cpu().numpy(), outputs.entropy.sum(dim=1).tolist()
             values, ends = self._values(micro)
             for row, i in enumerate(indices):
-                rows[i] = (outputs.logprobs[row].cpu(), values[row].cpu(), ends[row].cpu(), float(entropy[row]))
+                rows[i] = (logprobs[row], values[row], ends[row], entropy[row])
         for other in gather_objects(rows, self._ranks):
             rows |= other
         old_logprobs, all_values = torch.zeros(shape), torch.zeros(shape)
         end_values = torch.zeros(shape[0])
         for i, (logprobs, values, end, _) in rows.items():
-            old_logprobs[i, : len(logprobs)] = logprobs
-            all_values[i, : len(values)] = values
+            old_logprobs[i, : len(logprobs)] = torch.from_numpy(logprobs)
+            all_values[i, : len(values)] = torch.from_numpy(values)
             end_values[i] = end
         tokens = int(batch.response_mask.sum())
         return Estimates(
@@ -160,7 +164,7 @@ class PPOLearner:
     ) -> dict[str, float]:
         """One optimizer update of each model; every loss is a share of one over the minibatch's global token count."""
         count = int(batch.loss_mask[rows].sum())
-        learn_policy = step >= self._config.critic_warmup_updates
+        learn_policy = step >= self._critic_warmup
         sums = torch.zeros(5, dtype=torch.float64)
         ratio_error = 0.0
         for indices, micro in self._micro_batches(batch, rows):
@@ -178,7 +182,11 @@ class PPOLearner:
             names = ("policy/loss", "policy/clip_fraction", "policy/approx_kl")
             metrics |= dict(zip(names, total[:3], strict=True))
             metrics["policy/ratio_max_error"] = all_reduce_max(ratio_error, self._ranks)
-            metrics |= {"optim/lr": result.lr, "optim/grad_norm": result.grad_norm, "optim/skipped": float(result.skipped)}
+            metrics |= {
+                "optim/lr": result.lr,
+                "optim/grad_norm": result.grad_norm,
+                "optim/skipped": float(result.skipped),
+            }
         if self._critic is not None:
             result = self._critic.step()
             metrics |= {"critic/loss": total[3], "critic/clip_fraction": total[4]}
@@ -238,11 +246,11 @@ class PPOLearner:
         limit = self._config.target_kl
         return bool(limit is not None and history and history[-1].get("policy/approx_kl", 0.0) > limit)
 
-    def _values(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _values(self, micro: MicroBatch) -> tuple[np.ndarray, list[float]]:
         if self._critic is None:
-            return torch.zeros(micro.input_ids.shape), torch.zeros(len(micro.indices))
+            return np.zeros(micro.input_ids.shape, dtype=np.float32), [0.0] * len(micro.indices)
         values, ends = values_with_end(self._critic.model, micro, compute_dtype=self._dtype)
-        return torch.where(micro.loss_mask, values, 0.0), ends
+        return torch.where(micro.loss_mask, values, 0.0).cpu().numpy(), ends.tolist()
 
     def _micro_batches(self, batch: PPOBatch, rows: Sequence[int]) -> Iterator[tuple[list[int], MicroBatch]]:
         """This rank's micro-batches of `rows`, with the rows of the batch that each holds."""

@@ -102,7 +102,7 @@ def make_batch(scored: Sequence[ScoredTrajectory], *, mask_truncated: bool) -> P
 
 def _check_finite(item: ScoredTrajectory) -> None:
     """One such value would stay in the running moments of the score, or in the weights."""
-    values = {
+    values: dict[str, np.ndarray | float] = {
         "score": item.score,
         "engine log-probs": item.trajectory.rollout_logprobs,
         "reference log-probs": item.ref_logprobs,
@@ -142,7 +142,9 @@ def make_targets(
     kept = batch.trained_rows
     figures = {"reward/total": float(rewards[kept].sum(dim=1).mean())} if len(kept) else {}
     if config.advantage == "gae":
-        bootstrap = torch.where(batch.truncated, estimates.end_values, 0.0) if config.truncation == "bootstrap" else None
+        bootstrap = (
+            torch.where(batch.truncated, estimates.end_values, 0.0) if config.truncation == "bootstrap" else None
+        )
         advantages, returns = gae(
             rewards, estimates.values, mask, gamma=config.gamma, lam=config.lam, bootstrap=bootstrap
         )
@@ -155,7 +157,9 @@ def make_targets(
         returns = torch.zeros_like(advantages)
     mean = masked_mean(advantages, mask)
     figures["policy/advantage_mean"] = float(mean)
-    figures["policy/advantage_std"] = float(masked_mean(torch.where(mask, advantages - mean, 0.0).square(), mask).sqrt())
+    figures["policy/advantage_std"] = float(
+        masked_mean(torch.where(mask, advantages - mean, 0.0).square(), mask).sqrt()
+    )
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     denominator = estimates.old_logprobs if config.old_logprobs == "recompute" else batch.rollout_logprobs
@@ -192,9 +196,7 @@ def batch_figures(
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         figures["reward/gold"] = float(np.mean(golds))
-    gap: Mismatch = mismatch_quantiles(
-        gathered(batch.rollout_logprobs, mask), gathered(estimates.old_logprobs, mask)
-    )
+    gap: Mismatch = mismatch_quantiles(gathered(batch.rollout_logprobs, mask), gathered(estimates.old_logprobs, mask))
     return figures | {
         "mismatch/p50": gap.p50,
         "mismatch/p95": gap.p95,

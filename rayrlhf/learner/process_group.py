@@ -42,11 +42,13 @@ def free_address(host: str) -> str:
 
 def init_process_group(ranks: Ranks, *, init_method: str, device: str, timeout: float) -> None:
     """Meet the other ranks at `init_method` ("tcp://host:port" of rank 0); none of its waits is longer than `timeout` s."""
-    if ranks.world == 1:
-        return
     address = init_method.removeprefix("tcp://")
     host, _, port = address.rpartition(":")
     listener = _reserved.pop(address, None) if ranks.first else None
+    if ranks.world == 1:
+        if listener is not None:
+            listener.close()
+        return
     if listener is not None:
         listener.listen()
     limit = timedelta(seconds=timeout)

@@ -49,7 +49,9 @@ class Objective(Protocol):
     def tokens(self, rows: Sequence[Any]) -> int:
         """Tokens the rows train on."""
 
-    def loss(self, model: Any, batch: MicroBatch, *, weight: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: Any, batch: MicroBatch, *, weight: int, dtype: torch.dtype
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the loss, and of its figures by metric name."""
 
     def collate(self, rows: Sequence[Any]) -> MicroBatch:

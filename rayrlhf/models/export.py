@@ -26,9 +26,8 @@ def export_model(
     partial.mkdir(parents=True)
     model.save_pretrained(partial, state_dict=state_dict)
     tokenizer.save_pretrained(partial)
-    for path in partial.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
     if final.exists():
         replaced = final.with_name(f".{final.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -37,3 +36,13 @@ def export_model(
         shutil.rmtree(replaced)
     else:
         partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's or a folder's content on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

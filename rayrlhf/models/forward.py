@@ -9,11 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrlhf.algorithms.logprobs import row_entropy, selected_logprobs
+from rayrlhf.models.heads import apply_head, scalar_head
 from rayrlhf.models.sharding import as_forward
 from rayrlhf.types import MicroBatch
-
-_RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Configuration names of models whose logits are more than their head's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ def policy_forward(
     predicting = batch.loss_mask.roll(-1, dims=1)
     predicting[:, -1] = False
     with _autocast(batch, compute_dtype):
-        logits = as_forward(model, _logits_at, batch, predicting)
+        logits = _logits_at(model, batch, predicting)
     token_ids = batch.input_ids[batch.loss_mask]
     logprobs = selected_logprobs(logits, token_ids, temperature=temperature)
     entropy = row_entropy(logits, temperature=temperature) if with_entropy else None
@@ -52,7 +50,7 @@ def sequence_scores(
     """The reward model's score of each sequence, read at its last token by length, never by token id."""
     with _autocast(batch, compute_dtype):
         scores: Tensor = as_forward(model, _last_scores, batch)
-    return scores.float()
+    return scores
 
 
 def token_values(
@@ -73,23 +71,30 @@ def values_with_end(
 
 def _values_after(model: PreTrainedModel, batch: MicroBatch, compute_dtype: torch.dtype) -> Tensor:
     with _autocast(batch, compute_dtype):
-        logits: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits.squeeze(-1).float()
+        values: Tensor = as_forward(model, _all_values, batch)
+    return values
 
 
 def _logits_at(model: PreTrainedModel, batch: MicroBatch, positions: Tensor) -> Tensor:
-    if any(getattr(model.config, name, None) for name in _RESCALED_LOGITS):
-        logits: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[positions]
-    else:
-        logits = model.get_output_embeddings()(_hidden(model, batch)[positions])
+    """Logits [N, V] of the N positions that are True, as the model's own forward makes and rescales them."""
+    # Selecting in front of the head spares the logits of prompts and padding, most of the memory of a forward pass.
+    head = model.get_output_embeddings()
+    selection = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
+    try:
+        logits: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    finally:
+        selection.remove()
     return logits
 
 
 def _last_scores(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     hidden = _hidden(model, batch)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    scores: Tensor = model.score(hidden[rows, batch.lengths - 1])
-    return scores.squeeze(-1)
+    return apply_head(scalar_head(model), hidden[rows, batch.lengths - 1])
+
+
+def _all_values(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    return apply_head(scalar_head(model), _hidden(model, batch))
 
 
 def _hidden(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

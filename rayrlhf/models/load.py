@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from rayrlhf.errors import ModelError
+from rayrlhf.models.heads import scalar_head
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 
@@ -61,7 +63,7 @@ def load_policy(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     check_model_dir(path, role="policy")
     model, missing = _load(AutoModelForCausalLM, path, role="policy", dtype=dtype)
     if missing:
-        raise ModelError(f"The policy {path} lacks the weights {', '.join(sorted(missing)[:3])}.")
+        raise ModelError(f"The policy {path} lacks the weights {_some(missing)}.")
     return model
 
 
@@ -70,15 +72,26 @@ def make_reward_model(base_path: str, tokenizer: PreTrainedTokenizerBase, *, see
 
     Stiennon et al. 2020 as released; one score a sequence, read at the last token.
     """
-    check_model_dir(base_path, role="reward model backbone")
-    model, _ = _load(AutoModelForSequenceClassification, base_path, role="reward model backbone", num_labels=1)
+    role = "reward model backbone"
+    check_model_dir(base_path, role=role)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"The tokenizer of {base_path} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}: a "
+            f"reward model needs a pad token of its own, or tools would read its score at different tokens."
+        )
+    model, missing = _load(AutoModelForSequenceClassification, base_path, role=role, num_labels=1)
+    head = scalar_head(model)
+    absent = {name for name in missing if model.get_parameter(name) is not head.weight}
+    if absent:
+        raise ModelError(f"The {role} {base_path} lacks the weights {_some(absent)}.")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model.score.weight.normal_(std=(model.score.in_features + 1) ** -0.5)
+        head.weight.normal_(std=(head.in_features + 1) ** -0.5)
     model.config.problem_type = "regression"
     model.config.id2label = {0: "reward"}
     model.config.label2id = {"reward": 0}
     model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
     return model
 
 
@@ -88,7 +101,8 @@ def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTr
     config = _config(path, role="reward model")
     if config.num_labels != 1:
         raise ModelError(f"The reward model {path} gives {config.num_labels} labels; a reward model gives 1 score.")
-    if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is None or config.pad_token_id in ends:
         raise ModelError(
             f"The reward model {path} has pad_token_id {config.pad_token_id} and eos_token_id {config.eos_token_id}: "
             f"tools would read its score at different tokens; give it a pad token of its own."
@@ -96,7 +110,7 @@ def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTr
     model, missing = _load(AutoModelForSequenceClassification, path, role="reward model", dtype=dtype)
     if missing:
         raise ModelError(
-            f"The reward model {path} lacks the weights {', '.join(sorted(missing)[:3])}: it is not a trained reward model."
+            f"The reward model {path} lacks the weights {_some(missing)}: it is not a trained reward model."
         )
     return model
 
@@ -105,10 +119,16 @@ def load_critic(reward_model_path: str) -> PreTrainedModel:
     """A critic that starts as the reward model: the same backbone, its head read at every token, bias 0."""
     reward_model = load_reward_model(reward_model_path)
     model, _ = _load(AutoModelForTokenClassification, reward_model_path, role="critic", num_labels=1)
+    head = scalar_head(model)
     with torch.no_grad():
-        model.score.weight.copy_(reward_model.score.weight)
-        if model.score.bias is not None:
-            model.score.bias.zero_()
+        head.weight.copy_(scalar_head(reward_model).weight)
+        if head.bias is not None:
+            head.bias.zero_()
+    # Token classifiers drop out in front of their head unless their configuration says otherwise.
+    model.config.classifier_dropout = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     return model
 
 
@@ -116,9 +136,12 @@ def _load(auto: Any, path: str, *, role: str, **options: Any) -> tuple[PreTraine
     options.setdefault("dtype", torch.float32)
     try:
         model, info = auto.from_pretrained(
-            path, config=_without_dropout(_config(path, role=role, **_labels(options))), output_loading_info=True, **options
+            path,
+            config=_without_dropout(_config(path, role=role, **_labels(options))),
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"The {role} {path} cannot be loaded: {_first_line(error)}.") from error
     return model.eval(), set(info["missing_keys"])
 
@@ -137,9 +160,14 @@ def _config(path: str, *, role: str, **options: Any) -> PretrainedConfig:
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     for name in vars(config):
-        if "dropout" in name and isinstance(getattr(config, name), float):
+        if "drop" in name and isinstance(getattr(config, name), float):
             setattr(config, name, 0.0)
     return config
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _first_line(error: BaseException) -> str:

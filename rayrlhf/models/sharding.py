@@ -4,7 +4,7 @@ Every function here is a collective: all ranks call it, in the same order.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ def shard(model: nn.Module, *, world: int, device: torch.device) -> nn.Module:
 def as_forward(model: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """`function(model, *args)`, with the parameters outside the decoder layers gathered where the model is sharded."""
     if isinstance(model, FSDPModule):
-        return model.as_forward(function, *args)
+        forward: Any = model.as_forward
+        return forward(function, *args)
     return function(model, *args)
 
 
@@ -73,9 +74,11 @@ def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 
     The same for any number of ranks, so that a checkpoint can be loaded by another number of them.
     """
+    # Asked before the first step, torch takes one to make the state, which would stay behind in the step count.
+    stepped = bool(optimizer.state)
     return {
         "model": get_model_state_dict(model, options=_WHOLE),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_WHOLE),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_WHOLE) if stepped else None,
     }
 
 
@@ -83,13 +86,15 @@ def load_full_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: d
     """Put back what `full_state` gave; with several ranks rank 0's `state` is spread to all."""
     options = StateDictOptions(full_state_dict=True) if world == 1 else _BROADCAST
     set_model_state_dict(model, state["model"], options=options)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    if state["optimizer"] is None:
+        optimizer.state.clear()
+    else:
+        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
 
 
 def full_model_state(model: nn.Module) -> dict[str, Tensor]:
     """Model state by parameter name, whole, on the CPU; filled on rank 0 alone."""
-    state: dict[str, Tensor] = get_model_state_dict(model, options=_WHOLE)
-    return state
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=_WHOLE))
 
 
 def _layer_classes(model: nn.Module) -> set[str]:

@@ -63,7 +63,9 @@ class CheckpointStore:
             _sync(temporary)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"The checkpoint of step {step} cannot be written to {self._root}: {error}.") from error
+            raise CheckpointError(
+                f"The checkpoint of step {step} cannot be written to {self._root}: {error}."
+            ) from error
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)

@@ -64,7 +64,9 @@ def show_plan(console: Console, config: RunConfig, plan: Plan) -> None:
         ]
         for name, processes, role, memory in roles
     ]
-    title = f"{config.name}: {plan.parameters / 1e6:.2f} M parameters on {plan.device}, stages {', '.join(config.stages)}"
+    title = (
+        f"{config.name}: {plan.parameters / 1e6:.2f} M parameters on {plan.device}, stages {', '.join(config.stages)}"
+    )
     console.table(title, ["role", "processes", "each", "models, estimated"], rows)
     console.table("batches", ["stage", "one step", "optimizer updates"], _batch_rows(config))
 

@@ -35,9 +35,7 @@ from rayrlhf.types import Prompt, RolloutRequest, SampleId
 class PPOLoop:
     """The driver of one PPO stage."""
 
-    def __init__(
-        self, context: RunContext, prompts: PromptSet, *, policy_dir: str, reward_model_dir: str
-    ) -> None:
+    def __init__(self, context: RunContext, prompts: PromptSet, *, policy_dir: str, reward_model_dir: str) -> None:
         config = context.config
         self._context = context
         self._config = config

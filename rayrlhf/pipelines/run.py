@@ -74,7 +74,7 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
         if not ray.is_initialized():
             connect(config)
         try:
-            summary = _run(config, folder, console, memory, device=report.device, resume=resume, only=only)
+            summary = _run(config, folder, console, memory, device=report.device, resume=resume)
         except (RayrlhfError, KeyboardInterrupt) as failure:
             _record_failure(folder, failure)
             raise
@@ -93,13 +93,15 @@ def _run(
     *,
     device: str,
     resume: bool,
-    only: Stage | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
     summary = folder.read_summary()
     earlier_seconds = float(summary.get("wall_seconds", 0.0))
     stages: dict[str, Any] = summary.get("stages", {})
-    last_steps, wandb_run_id = _resume_point(config, folder) if resume else (dict.fromkeys(config.stages, -1), None)
+    last_steps: dict[str, int] = dict.fromkeys(config.stages, -1)
+    wandb_run_id: str | None = None
+    if resume:
+        last_steps, wandb_run_id = _resume_point(config, folder)
     recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, last_steps=last_steps)
     context = RunContext(
         config=config,
@@ -168,9 +170,7 @@ def _check_models(config: RunConfig) -> None:
         check_model_dir(config.ppo.reward_model, role="reward model")
 
 
-def _open_folder(
-    folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None
-) -> None:
+def _open_folder(folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None) -> None:
     if resume:
         if not (folder.root / "config.yaml").exists():
             raise ConfigError(f"There is no run to resume in {folder.root}: start it without --resume.")
@@ -214,7 +214,9 @@ def _show_outcome(console: Console, summary: dict[str, Any]) -> None:
         rows.append(["sft", f"held-out loss {stages['sft']['loss']:.3f}", f"{stages['sft']['wall_seconds']:.0f} s"])
     if "reward" in stages:
         reward = stages["reward"]
-        rows.append(["reward", f"held-out accuracy {reward['heldout_accuracy']:.3f}", f"{reward['wall_seconds']:.0f} s"])
+        rows.append(
+            ["reward", f"held-out accuracy {reward['heldout_accuracy']:.3f}", f"{reward['wall_seconds']:.0f} s"]
+        )
     if "ppo" in stages:
         ppo = stages["ppo"]
         told = f"score {ppo['score_before']:.2f} -> {ppo['score_after']:.2f}"

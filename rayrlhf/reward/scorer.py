@@ -47,7 +47,7 @@ class TrajectoryScorer:
         self._gold = gold
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory]:
-        """Score and reference log-probs of each trajectory, in order; ModelError for a score that is not finite."""
+        """Score and reference log-probs of each trajectory, in order; ModelError for a number that is not finite."""
         sequences = [np.concatenate([t.prompt_ids, t.response_ids]) for t in trajectories]
         starts = [len(t.prompt_ids) for t in trajectories]
         scored: list[ScoredTrajectory | None] = [None] * len(trajectories)
@@ -69,6 +69,8 @@ class TrajectoryScorer:
     def _assemble(self, trajectory: Trajectory, score: float, ref_logprobs: np.ndarray) -> ScoredTrajectory:
         if not math.isfinite(score):
             raise ModelError(f"The reward model gave sample {trajectory.sample_id} the score {score}.")
+        if not np.isfinite(ref_logprobs).all():
+            raise ModelError(f"The reference policy gave sample {trajectory.sample_id} log-probs that are not finite.")
         prompt, response = (
             self._tokenizer.decode(ids, skip_special_tokens=True)
             for ids in (trajectory.prompt_ids, trajectory.response_ids)

@@ -117,7 +117,9 @@ class RolloutEngine:
         except WeightSyncError:
             raise
         except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
-            raise WeightSyncError(f"vLLM refused a tensor of version {manifest.version}: {_first_line(error)}") from error
+            raise WeightSyncError(
+                f"vLLM refused a tensor of version {manifest.version}: {_first_line(error)}"
+            ) from error
         self._llm.finish_weight_update()
         if not self._llm.reset_prefix_cache():
             raise WeightSyncError(
@@ -208,9 +210,7 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             f"install the package's {'gpu' if device == 'cuda' else 'cpu'} extra or set device."
         )
     if TRANSFER_BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(
-            TRANSFER_BACKEND, "rayrlhf.rollout.transfer", "ObjectStoreTransfer"
-        )
+        WeightTransferEngineFactory.register_engine(TRANSFER_BACKEND, "rayrlhf.rollout.transfer", "ObjectStoreTransfer")
     try:
         return LLM(
             model=model_dir,

@@ -84,9 +84,7 @@ class Progress:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` steps are done, with their figures."""
-        self._figures |= {
-            name: shape.format(metrics[key]) for key, (name, shape) in _SHOWN.items() if key in metrics
-        }
+        self._figures |= {name: shape.format(metrics[key]) for key, (name, shape) in _SHOWN.items() if key in metrics}
         figures = "  ".join(f"{name} {value}" for name, value in self._figures.items())
         if self._live is not None:
             self._live.update(self._task, completed=step, figures=figures)

@@ -32,9 +32,13 @@ METRICS: dict[str, Metric] = {
     "policy/nll": Metric("mean", "nats/token", "Supervised next-token loss."),
     "policy/loss": Metric("mean", "", "Clipped policy objective."),
     "policy/entropy": Metric("mean", "nats/token", "Entropy of the policy at the sampled positions."),
-    "policy/approx_kl": Metric("mean", "nats/token", "k3 estimate of KL(old policy || new policy) over the update's passes."),
+    "policy/approx_kl": Metric(
+        "mean", "nats/token", "k3 estimate of KL(old policy || new policy) over the update's passes."
+    ),
     "policy/clip_fraction": Metric("mean", "share", "Tokens whose probability ratio was clipped."),
-    "policy/ratio_max_error": Metric("max", "", "Largest |ratio - 1| in the first minibatch of an update; zero but for rounding."),
+    "policy/ratio_max_error": Metric(
+        "max", "", "Largest |ratio - 1| in the first minibatch of an update; zero but for rounding."
+    ),
     "policy/advantage_mean": Metric("mean", "", "Mean advantage before whitening."),
     "policy/advantage_std": Metric("mean", "", "Standard deviation of the advantages before whitening."),
     "policy/epochs": Metric("last", "passes", "Passes over the batch before the KL limit stopped them."),
@@ -53,12 +57,16 @@ METRICS: dict[str, Metric] = {
     "mismatch/p99": Metric("mean", "nats", "99th percentile of the same."),
     "mismatch/max": Metric("max", "nats", "Largest of the same."),
     "mismatch/outside": Metric("mean", "share", "Tokens whose probability ratio lies outside [0.9, 1.1]."),
-    "mismatch/importance_weight": Metric("mean", "", "Mean truncated importance weight; 1 when no correction is applied."),
+    "mismatch/importance_weight": Metric(
+        "mean", "", "Mean truncated importance weight; 1 when no correction is applied."
+    ),
     # responses
     "rollout/length": Metric("mean", "tokens", "Mean response length."),
     "rollout/length_max": Metric("max", "tokens", "Longest response."),
     "rollout/truncated": Metric("mean", "share", "Responses cut at max_new_tokens."),
-    "rollout/repeated": Metric("mean", "share", "Responses whose text occurred earlier in the same batch for another prompt."),
+    "rollout/repeated": Metric(
+        "mean", "share", "Responses whose text occurred earlier in the same batch for another prompt."
+    ),
     "rollout/staleness": Metric("max", "versions", "Largest learner version minus trajectory version in the batch."),
     "rollout/version": Metric("last", "version", "Newest policy version in the batch."),
     # optimizer
@@ -91,7 +99,9 @@ METRICS: dict[str, Metric] = {
     "time/learner_waiting": Metric("last", "share", "Share of the step in which the learner had nothing to do."),
     "perf/tokens_per_second": Metric("last", "tokens/s", "Tokens trained per second of wall-clock."),
     "perf/rollout_tokens_per_second": Metric("last", "tokens/s", "Response tokens generated per second of generation."),
-    "perf/memory_bytes": Metric("last", "bytes", "Memory of all local processes of the run, shared pages counted once."),
+    "perf/memory_bytes": Metric(
+        "last", "bytes", "Memory of all local processes of the run, shared pages counted once."
+    ),
     "perf/restarts_rollout": Metric("last", "workers", "Rollout workers replaced."),
     "perf/restarts_scoring": Metric("last", "workers", "Scoring workers replaced."),
     # held-out

@@ -1,120 +1,262 @@
-"""The figures of a report, each an inline SVG drawn from the rows of metrics.jsonl."""
+"""The figures of a report, by section: what they show, in words, and the drawing."""
 
-import io
-import re
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
 
-Rows = Sequence[dict[str, Any]]
-BLUE, ORANGE, GREEN, RED, GREY = "#3b6fd4", "#d9822b", "#2f9e6e", "#cf4452", "#8a93a3"
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": "#5a6372",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "axes.grid": True,
-    "grid.color": GREY,
-    "grid.alpha": 0.18,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rayrlhf",
-    "legend.frameon": False,
-    "legend.labelcolor": GREY,
-}
+from rayrlhf.telemetry.report_data import RunRecord
+from rayrlhf.telemetry.report_drawing import (
+    BLUE,
+    GOLD,
+    GREEN,
+    GREY,
+    RED,
+    SHADES,
+    VIOLET,
+    Curve,
+    Panel,
+    draw_panels,
+    draw_stack,
+)
+from rayrlhf.telemetry.report_verdict import sft_spread
 
+_BARS = 80
+_KL_AXIS = "KL to the reference, nats per response (square-root scale)"
 
-def series(rows: Rows, name: str, x: str = "step") -> tuple[list[float], list[float]]:
-    """The points of a metric where it and `x` are numbers."""
-    points = [(row[x], row[name]) for row in rows if row.get(name) is not None and row.get(x) is not None]
-    return [p[0] for p in points], [p[1] for p in points]
+_PHASES = (
+    ("time/rollout", "rollout", BLUE),
+    ("time/scoring", "scoring", GOLD),
+    ("time/learner", "learner", GREEN),
+    ("time/sync", "weight sync", VIOLET),
+    ("time/checkpoint", "checkpoint", RED),
+)
 
 
-def has(rows: Rows, *names: str) -> bool:
-    """Whether any row carries all the names."""
-    return any(all(row.get(name) is not None for name in names) for row in rows)
+@dataclass(frozen=True)
+class Drawn:
+    """One figure of the page."""
+
+    title: str
+    caption: str
+    svg: str
 
 
-def lines(rows: Rows, curves: Sequence[tuple[str, str, str]], *, ylabel: str, log: bool = False) -> str:
-    """Curves (metric, label, colour) over steps."""
-
-    def draw(axes: Axes) -> None:
-        for name, label, colour in curves:
-            xs, ys = series(rows, name)
-            if xs:
-                marker = "o" if len(xs) < 25 else None
-                axes.plot(xs, ys, color=colour, label=label, linewidth=1.8, marker=marker, markersize=3)
-        if log:
-            axes.set_yscale("log")
-        axes.set_xlabel("step")
-        axes.set_ylabel(ylabel)
-        if len(curves) > 1:
-            axes.legend()
-
-    return _svg(draw)
+def objective_figures(record: RunRecord) -> list[Drawn]:
+    """Score and gold: against the distance from the reference, and over the updates."""
+    return [figure for figure in (_against_kl(record), _over_updates(record)) if figure is not None]
 
 
-def two_scales(rows: Rows, *, x: str, xlabel: str, left: str, right: str | None) -> str:
-    """The proxy score on the left axis and the gold reward on the right one, so that their shapes can be compared."""
-
-    def draw(axes: Axes) -> None:
-        _scatter_with_trend(axes, *series(rows, left, x), colour=BLUE)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel("reward-model score (proxy)", color=BLUE)
-        if right is not None:
-            other = axes.twinx()
-            other.spines["right"].set_visible(True)
-            other.grid(visible=False)
-            _scatter_with_trend(other, *series(rows, right, x), colour=ORANGE)
-            other.set_ylabel("gold reward", color=ORANGE)
-            other.set_ylim(0.0, 1.02)
-
-    return _svg(draw)
-
-
-def stacked_times(rows: Rows, phases: Sequence[tuple[str, str, str]]) -> str:
-    """Seconds of each phase of a step, stacked."""
-
-    def draw(axes: Axes) -> None:
-        steps = [row["step"] for row in rows]
-        heights = [[row.get(name) or 0.0 for row in rows] for name, _, _ in phases]
-        axes.stackplot(steps, *heights, labels=[label for _, label, _ in phases], colors=[c for *_, c in phases], alpha=0.85)
-        axes.set_xlabel("step")
-        axes.set_ylabel("seconds")
-        axes.legend(loc="upper right", ncols=2)
-
-    return _svg(draw)
+def supervised_figures(record: RunRecord) -> list[Drawn]:
+    """Supervised fine-tuning and the reward model."""
+    drawn = []
+    loss = _panel(record, "sft", "nats per token", ("policy/nll", "training", BLUE), held_out="eval/nll")
+    if loss is not None:
+        drawn.append(Drawn("Supervised fine-tuning", "Next-token loss.", draw_panels([loss], xlabel="step")))
+    panels = [
+        _panel(record, "reward", "pairs in order", ("reward/accuracy", "training", BLUE), held_out="eval/accuracy"),
+        _panel(record, "reward", "loss, nats", ("reward/loss", "training", BLUE), held_out="eval/loss"),
+    ]
+    present = [panel for panel in panels if panel is not None]
+    if present:
+        caption = "Share of preference pairs ordered as labelled, and the Bradley-Terry loss."
+        drawn.append(Drawn("Reward model", caption, draw_panels(present, xlabel="step")))
+    return drawn
 
 
-def _scatter_with_trend(axes: Axes, xs: list[float], ys: list[float], *, colour: str) -> None:
-    axes.scatter(xs, ys, s=14, color=colour, alpha=0.45, linewidths=0)
-    ordered = sorted(zip(xs, ys, strict=True))
-    width = max(1, len(ordered) // 8)
-    windows = [ordered[max(0, i - width) : i + width + 1] for i in range(len(ordered))]
-    axes.plot(
-        [sum(x for x, _ in w) / len(w) for w in windows],
-        [sum(y for _, y in w) / len(w) for w in windows],
-        color=colour,
-        linewidth=2.0,
+def update_figures(record: RunRecord) -> list[Drawn]:
+    """What the PPO updates did to the responses, the policy and the critic."""
+    figures = (
+        (
+            "Response length",
+            "Mean length in tokens, and the share cut at the length limit.",
+            [
+                _panel(record, "ppo", "tokens", ("rollout/length", "training", BLUE), held_out="eval/length"),
+                _panel(
+                    record,
+                    "ppo",
+                    "share cut",
+                    ("rollout/truncated", "training", BLUE),
+                    held_out="eval/truncated",
+                    floor=0.0,
+                ),
+            ],
+        ),
+        (
+            "Variety",
+            "Held-out answers: distinct word pairs, and answers repeated for another prompt.",
+            [
+                _panel(record, "ppo", "distinct pairs", ("eval/distinct_2", "held-out", GREEN), floor=0.0),
+                _panel(record, "ppo", "share repeated", ("eval/repeated", "held-out", RED), floor=0.0),
+            ],
+        ),
+        (
+            "Size of the updates",
+            "Entropy of the policy, KL from the old to the new policy in one update, share of clipped tokens.",
+            [
+                _panel(record, "ppo", "entropy", ("policy/entropy", "training", BLUE)),
+                _panel(record, "ppo", "approx. KL", ("policy/approx_kl", "training", BLUE)),
+                _panel(record, "ppo", "clipped", ("policy/clip_fraction", "training", BLUE), floor=0.0),
+            ],
+        ),
+        (
+            "Critic",
+            "Share of the variance of the returns that the critic explains, and its loss.",
+            [
+                _panel(record, "ppo", "explained", ("critic/explained_variance", "training", VIOLET)),
+                _panel(record, "ppo", "loss", ("critic/loss", "training", VIOLET)),
+            ],
+        ),
+    )
+    return _drawn(figures)
+
+
+def system_figures(record: RunRecord) -> list[Drawn]:
+    """Engine against learner, time, speed and memory."""
+    drawn = []
+    mismatch = _mismatch(record)
+    if mismatch is not None:
+        drawn.append(mismatch)
+    phases = _phases(record)
+    if phases is not None:
+        drawn.append(phases)
+    memory = record.columns("ppo", "step", "perf/memory_bytes")
+    speed = (
+        "Speed and memory",
+        "Tokens trained per second of wall-clock, and the memory of all local processes.",
+        [
+            _panel(record, "ppo", "tokens/s", ("perf/tokens_per_second", "training", BLUE), floor=0.0),
+            Panel("GiB", [Curve("memory", GREY, memory[:, 0], memory[:, 1] / 2**30)], floor=0.0)
+            if len(memory)
+            else None,
+        ],
+    )
+    return drawn + _drawn((speed,))
+
+
+def _drawn(figures: tuple[tuple[str, str, list[Panel | None]], ...]) -> list[Drawn]:
+    found = []
+    for title, caption, panels in figures:
+        present = [panel for panel in panels if panel is not None]
+        if present:
+            found.append(Drawn(title, caption, draw_panels(present, xlabel="update", tall=len(present) > 2)))
+    return found
+
+
+def _panel(
+    record: RunRecord,
+    stage: str,
+    ylabel: str,
+    trained: tuple[str, str, str],
+    *,
+    held_out: str | None = None,
+    floor: float | None = None,
+    level: tuple[float, str] | None = None,
+) -> Panel | None:
+    """A metric (name, label, colour) over steps, with its held-out twin; None where both are absent."""
+    name, label, colour = trained
+    curves = []
+    if record.has(stage, name):
+        points = record.columns(stage, "step", name)
+        curves.append(
+            Curve(label, colour, points[:, 0], points[:, 1], "marks" if name.startswith("eval/") else "noisy")
+        )
+    if held_out is not None and record.has(stage, held_out):
+        points = record.columns(stage, "step", held_out)
+        curves.append(Curve("held-out", colour, points[:, 0], points[:, 1], "marks"))
+    return Panel(ylabel, curves, floor=floor, level=level) if curves else None
+
+
+def _against_kl(record: RunRecord) -> Drawn | None:
+    spreads = {what: sft_spread(record, what) for what in ("score", "gold")}  # type: ignore[arg-type]
+    score, gold = spreads["score"], spreads["gold"]
+    if score is not None and gold is not None:
+        curves = [*_by_kl(record, "score", BLUE, score), *_by_kl(record, "gold", GOLD, gold)]
+        return Drawn(
+            "Proxy and gold against the distance from the reference",
+            "Gain over the SFT policy, in standard deviations of its held-out answers, so that the two can be "
+            "compared. Dots: training batches, with their trend; large dots: held-out prompts. Gold that turns down "
+            "while the proxy rises is over-optimisation.",
+            draw_panels([Panel("gain, standard deviations", curves)], xlabel=_KL_AXIS, tall=True, root_scale=True),
+        )
+    panels = [
+        Panel(label, curves)
+        for label, what, colour in (("reward-model score", "score", BLUE), ("gold", "gold", GOLD))
+        if (curves := _by_kl(record, what, colour, (0.0, 1.0)))
+    ]
+    if not panels:
+        return None
+    return Drawn(
+        "Score against the distance from the reference" if len(panels) == 1 else "Proxy and gold against the distance",
+        "Dots: training batches, with their trend; large dots: held-out prompts.",
+        draw_panels(panels, xlabel=_KL_AXIS, tall=True, root_scale=True),
     )
 
 
-def _svg(draw: Any) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, 3.3), layout="constrained")
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    # A fixed size would not shrink on a narrow screen; the view box keeps the proportions.
-    return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text, count=1)
+def _by_kl(record: RunRecord, what: str, colour: str, spread: tuple[float, float]) -> list[Curve]:
+    label = "proxy: reward-model score" if what == "score" else "gold: true reward"
+    mean, deviation = spread
+    curves = []
+    training = record.columns("ppo", "kl/reference", f"reward/{what}")
+    if len(training):
+        x, y = np.maximum(training[:, 0], 0.0), (training[:, 1] - mean) / deviation
+        curves.append(Curve(label, colour, x, y, "noisy"))
+    held_out = record.columns("ppo", "eval/kl", f"eval/{what}")
+    if len(held_out):
+        x, y = np.maximum(held_out[:, 0], 0.0), (held_out[:, 1] - mean) / deviation
+        curves.append(Curve("" if curves else label, colour, x, y, "marks"))
+    return curves
+
+
+def _over_updates(record: RunRecord) -> Drawn | None:
+    best = record.summary.get("stages", {}).get("ppo", {}).get("gold_best")
+    panels = [
+        _panel(record, "ppo", "score", ("reward/score", "training", BLUE), held_out="eval/score"),
+        _panel(
+            record,
+            "ppo",
+            "gold",
+            ("reward/gold", "training", GOLD),
+            held_out="eval/gold",
+            level=None if best is None else (best, "best attainable"),
+        ),
+        _panel(record, "ppo", "KL, nats", ("kl/reference", "training", VIOLET), held_out="eval/kl"),
+    ]
+    present = [panel for panel in panels if panel is not None]
+    if not present:
+        return None
+    return Drawn(
+        "Over the updates",
+        "Score, gold where the task has one, and KL to the reference per response. "
+        "Update 0 is the SFT policy; held-out prompts are answered with the same sampling every time.",
+        draw_panels(present, xlabel="update", tall=True),
+    )
+
+
+def _mismatch(record: RunRecord) -> Drawn | None:
+    curves = []
+    for name, colour in zip(("p50", "p95", "p99", "max"), SHADES, strict=True):
+        points = record.columns("ppo", "step", f"mismatch/{name}")
+        points = points[points[:, 1] > 0.0]
+        if len(points):
+            curves.append(Curve(name, colour, points[:, 0], points[:, 1]))
+    if not curves:
+        return None
+    caption = "|engine - learner| log-prob of the sampled tokens under the same weights, quantiles; nats, log scale."
+    return Drawn("Engine against learner", caption, draw_panels([Panel("nats", curves, log=True)], xlabel="update"))
+
+
+def _phases(record: RunRecord) -> Drawn | None:
+    rows = [row for row in record.stages.get("ppo", []) if row.get("time/step") is not None]
+    if not rows:
+        return None
+    table = np.array(
+        [[row["step"], row["time/step"], *(row.get(name) or 0.0 for name, _, _ in _PHASES)] for row in rows]
+    )
+    if len(table) > _BARS:
+        table = np.array([group.mean(axis=0) for group in np.array_split(table, _BARS)])
+    layers = [(label, colour, table[:, 2 + i]) for i, (_, label, colour) in enumerate(_PHASES) if table[:, 2 + i].any()]
+    rest = np.maximum(table[:, 1] - table[:, 2:].sum(axis=1), 0.0)
+    if rest.any():
+        layers.append(("evaluation, other", GREY, rest))
+    caption = "Seconds of each update by phase; phases of an asynchronous run overlap."
+    return Drawn("Where the time goes", caption, draw_stack(table[:, 0], layers, xlabel="update", ylabel="seconds"))

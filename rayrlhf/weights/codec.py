@@ -33,7 +33,9 @@ def pack_buckets(
             raise WeightSyncError(f"Weight {name} was published {fault}.")
         place = places[name]
         if tuple(tensor.shape) != place.shape:
-            raise WeightSyncError(f"Weight {name} has shape {list(tensor.shape)}, but the plan says {list(place.shape)}.")
+            raise WeightSyncError(
+                f"Weight {name} has shape {list(tensor.shape)}, but the plan says {list(place.shape)}."
+            )
         span = buckets[place.bucket][place.offset : place.offset + place.nbytes]
         _as_tensor(span, place.dtype, place.shape).copy_(tensor.detach())
         checksums[name] = zlib.crc32(span)
@@ -75,7 +77,9 @@ def _checked(manifest: WeightManifest, slot: TensorSlot, buckets: Sequence[Bucke
         )
     span = buckets[slot.bucket][slot.offset : slot.offset + slot.nbytes]
     if zlib.crc32(span) != slot.checksum:
-        raise WeightSyncError(f"Weight {slot.name} of version {manifest.version} arrived corrupted: its checksum differs.")
+        raise WeightSyncError(
+            f"Weight {slot.name} of version {manifest.version} arrived corrupted: its checksum differs."
+        )
     return _as_tensor(span, dtype, slot.shape)
 
 

@@ -37,9 +37,7 @@ class BucketPlan:
         return len(self.bucket_bytes)
 
 
-def plan_buckets(
-    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, bucket_bytes: int
-) -> BucketPlan:
+def plan_buckets(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, bucket_bytes: int) -> BucketPlan:
     """Lay tensors out layer by layer in buckets of at most `bucket_bytes`; a larger tensor gets a bucket of its own.
 
     Layers keep the order of their first tensor, and a layer's tensors lie together, so that a receiver that works

@@ -43,9 +43,23 @@ def test_every_step_is_logged_once_under_declared_names(trained: Path) -> None:
         for row in logged:
             assert set(row) - METRICS.keys() == {"stage", "step", "time"}
     last = rows(trained / "metrics.jsonl", stage="ppo", step=3)[0]
-    wanted = ["reward/score", "kl/reference", "rollout/length", "rollout/truncated", "policy/entropy", "policy/approx_kl"]
+    wanted = [
+        "reward/score",
+        "kl/reference",
+        "rollout/length",
+        "rollout/truncated",
+        "policy/entropy",
+        "policy/approx_kl",
+    ]
     wanted += ["policy/clip_fraction", "critic/loss", "critic/explained_variance", "mismatch/p50", "mismatch/p99"]
-    wanted += ["rollout/staleness", "perf/tokens_per_second", "time/rollout", "time/scoring", "time/learner", "time/sync"]
+    wanted += [
+        "rollout/staleness",
+        "perf/tokens_per_second",
+        "time/rollout",
+        "time/scoring",
+        "time/learner",
+        "time/sync",
+    ]
     wanted += ["time/learner_waiting", "sync/seconds", "sync/bytes", "ledger/trained", "perf/restarts_rollout"]
     assert set(wanted) <= last.keys()
     assert last["policy/ratio_max_error"] < 1e-4

@@ -14,7 +14,9 @@ def test_two_nodes_give_the_result_of_one(ppo_only: list[str], tmp_path: Path) -
     common = [*ppo_only, f"output_dir={tmp_path}"]
     succeed("run", str(QUICKSTART), *common, "name=one")
     store = 200 * 2**20
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": store, "resources": {"train": 1}})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": store, "resources": {"train": 1}}
+    )
     try:
         cluster.add_node(num_cpus=1, object_store_memory=store, resources={"generate": 1})
         out = succeed(

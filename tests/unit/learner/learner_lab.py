@@ -134,7 +134,13 @@ def ids(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def hand_made(
-    count: int, *, seed: int, version: int = 0, step: int | None = None, truncated: Sequence[int] = (), per_prompt: int = 2
+    count: int,
+    *,
+    seed: int,
+    version: int = 0,
+    step: int | None = None,
+    truncated: Sequence[int] = (),
+    per_prompt: int = 2,
 ) -> list[ScoredTrajectory]:
     """Random responses of different lengths; log-probs near those of a random model."""
     rng = np.random.default_rng(seed)

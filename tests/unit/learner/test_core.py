@@ -12,7 +12,9 @@ from rayrlhf.learner.core import TrainableModel, share_of
 from rayrlhf.learner.process_group import Ranks
 
 
-def trainable(model: Any = None, *, total_steps: int = 10, max_nonfinite_steps: int = 3, **optim: Any) -> TrainableModel:
+def trainable(
+    model: Any = None, *, total_steps: int = 10, max_nonfinite_steps: int = 3, **optim: Any
+) -> TrainableModel:
     return TrainableModel(
         policy_model() if model is None else model,
         OptimConfig(**({"lr": 1.0e-2, "schedule": "constant"} | optim)),

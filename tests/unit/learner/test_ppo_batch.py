@@ -68,9 +68,7 @@ def test_layout() -> None:
 
 def test_groups_are_prompts_of_a_step() -> None:
     samples = hand_made(4, seed=1, per_prompt=2)
-    later = replace(
-        samples[3], trajectory=replace(samples[3].trajectory, sample_id=SampleId("ppo", 1, 0, 0))
-    )
+    later = replace(samples[3], trajectory=replace(samples[3].trajectory, sample_id=SampleId("ppo", 1, 0, 0)))
     assert make_batch([*samples[:3], later], mask_truncated=False).groups.tolist() == [0, 0, 1, 2]
 
 
@@ -186,7 +184,11 @@ def test_repeated_counts_texts_of_other_prompts() -> None:
     samples = [
         scored(
             SampleId("ppo", 0, prompt, k),
-            prompt=a[:1], response=text, rollout_logprobs=logprobs, ref_logprobs=logprobs, score=0.0,
+            prompt=a[:1],
+            response=text,
+            rollout_logprobs=logprobs,
+            ref_logprobs=logprobs,
+            score=0.0,
         )
         for prompt, k, text in [(0, 0, a), (0, 1, a), (1, 0, a), (1, 1, b)]
     ]

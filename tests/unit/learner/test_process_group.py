@@ -14,10 +14,14 @@ from rayrlhf.learner.process_group import (
 def test_one_rank_makes_no_group() -> None:
     import torch.distributed as dist
 
-    init_process_group(ALONE, init_method="tcp://127.0.0.1:1", device="cpu", timeout=0.1)
+    address = free_address("127.0.0.1")
+    init_process_group(ALONE, init_method=f"tcp://{address}", device="cpu", timeout=0.1)
     assert not dist.is_initialized()
     assert all_reduce_sum([1.5, -2.0], ALONE) == [1.5, -2.0]
     assert all_reduce_max(3.25, ALONE) == 3.25
+    host, _, port = address.rpartition(":")
+    with socket.socket() as released:
+        released.bind((host, int(port)))
     assert gather_objects({"a": 1}, ALONE) == [{"a": 1}]
 
 

@@ -51,7 +51,10 @@ def test_a_half_written_checkpoint_falls_back_to_the_complete_one(tmp_path: Path
 def test_a_failure_while_writing_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=5)
     save(store, 10)
-    with pytest.raises(CheckpointError, match="step 20 cannot be written.*No space left"), store.write(20, {}) as directory:
+    with (
+        pytest.raises(CheckpointError, match=r"step 20 cannot be written.*No space left"),
+        store.write(20, {}) as directory,
+    ):
         (directory / "learner.pt").write_bytes(b"x")
         raise OSError(28, "No space left on device")
     newest, skipped = store.newest()
@@ -62,7 +65,10 @@ def test_a_failure_while_writing_leaves_nothing_under_the_name(tmp_path: Path) -
 
 
 def test_files_that_never_arrived_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="storage that every node shares"), CheckpointStore(tmp_path, keep=1).write(1, {}):
+    with (
+        pytest.raises(CheckpointError, match="storage that every node shares"),
+        CheckpointStore(tmp_path, keep=1).write(1, {}),
+    ):
         pass
 
 

@@ -50,7 +50,7 @@ def test_a_resumed_run_keeps_what_is_fixed_and_reports_the_rest(tmp_path: Path) 
     folder.save_config(config(tmp_path))
     assert folder.changed_since(config(tmp_path)) == []
     assert folder.changed_since(config(tmp_path, "ppo.updates=99")) == ["ppo.updates"]
-    with pytest.raises(ConfigError, match="seed was 0 .* and is 1 now"):
+    with pytest.raises(ConfigError, match=r"seed was 0 .* and is 1 now"):
         folder.changed_since(config(tmp_path, "seed=1"))
 
 

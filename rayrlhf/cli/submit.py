@@ -1,0 +1,147 @@
+"""Submit a job to a Ray cluster, follow it by its status, and end with its result."""
+
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from rayrlhf.errors import ConfigError, RayrlhfError, ResourceError, WorkerError
+
+_POLL_SECONDS = 1.0
+_REACH_SECONDS = 20.0
+_MODULE = "-m rayrlhf.cli.main"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def main(
+    entrypoint: Annotated[list[str] | None, typer.Argument(help="The job's command, after --.")] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's job server.")
+    ] = "http://127.0.0.1:8265",
+    working_dir: Annotated[Path, typer.Option(help="The folder that travels to the cluster.")] = Path(),
+    runtime_env: Annotated[Path, typer.Option(help="Excludes and environment of the job.")] = Path(
+        "cluster/runtime_env.yaml"
+    ),
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the job; 0 waits without end.")] = 0.0,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")] = False,
+) -> None:
+    """Submit a command (default: the quickstart) and exit with its status. Ctrl-C stops waiting, not the job."""
+    command = entrypoint or ["rayrlhf", "run", "configs/quickstart.yaml"]
+    try:
+        status = submit(
+            command,
+            address=address,
+            working_dir=working_dir,
+            runtime_env=runtime_env,
+            timeout=timeout,
+            wait=not no_wait,
+        )
+    except RayrlhfError as error:
+        print(f"rayrlhf: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_status) from None
+    raise typer.Exit(status)
+
+
+def submit(
+    command: list[str], *, address: str, working_dir: Path, runtime_env: Path, timeout: float, wait: bool
+) -> int:
+    """Submit and follow; the exit status of the job's command, 0 only if it succeeded."""
+    environment = _read_environment(runtime_env)
+    client = _connect(address)
+    print(f"package: {_package_bytes(working_dir, environment) / 2**20:.1f} MiB from {working_dir.resolve()}")
+    job_id = client.submit_job(
+        entrypoint=_portable(command), runtime_env={**environment, "working_dir": str(working_dir.resolve())}
+    )
+    print(f"job: {job_id} on {address}", flush=True)
+    if not wait:
+        return 0
+    try:
+        return _follow(client, job_id, timeout=timeout)
+    except KeyboardInterrupt:
+        print(f"\nno longer waiting; the job goes on. Stop it with: ray job stop --address {address} {job_id}")
+        return 130
+
+
+def _portable(command: list[str]) -> str:
+    """`rayrlhf` by module, so that the code that travelled with the job is the code that runs."""
+    if command[0] == "rayrlhf":
+        return f"python {_MODULE} {shlex.join(command[1:])}"
+    return shlex.join(command)
+
+
+def _connect(address: str) -> Any:
+    import requests
+    from ray.job_submission import JobSubmissionClient
+
+    url = address if address.startswith("http") else f"http://{address}"
+    deadline = time.monotonic() + _REACH_SECONDS
+    try:
+        requests.get(f"{url}/api/version", timeout=_REACH_SECONDS / 2)
+        return JobSubmissionClient(url)
+    except (requests.RequestException, ConnectionError, RuntimeError) as error:
+        waited = _REACH_SECONDS - max(0.0, deadline - time.monotonic())
+        raise ResourceError(
+            f"No Ray job server answered at {address} in {waited:.0f} s ({type(error).__name__}): start a head with "
+            f"`ray start --head`, or give another --address."
+        ) from None
+
+
+def _follow(client: Any, job_id: str, *, timeout: float) -> int:
+    """Print new log lines until the status is final. The status decides: a log stream can end before its job."""
+    deadline = time.monotonic() + timeout if timeout else float("inf")
+    printed = 0
+    while True:
+        info = client.get_job_info(job_id)
+        final = info.status.is_terminal()
+        logs = client.get_job_logs(job_id)
+        print(logs[printed:], end="", flush=True)
+        printed = len(logs)
+        if final:
+            return _exit_status(info)
+        if time.monotonic() > deadline:
+            raise WorkerError(
+                f"The job {job_id} was still {info.status} after {timeout:.0f} s; it goes on without this wait."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _exit_status(info: Any) -> int:
+    print(f"job: {info.status}")
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code:
+        return int(info.driver_exit_code)
+    found = re.search(r"exit code (\d+)", info.message or "")
+    print(f"rayrlhf: the job ended {info.status}: {info.message}", file=sys.stderr)
+    return int(found.group(1)) if found and int(found.group(1)) else 1
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"The runtime environment {path} cannot be read: {error}.") from None
+    return dict(loaded or {})
+
+
+def _package_bytes(working_dir: Path, environment: dict[str, Any]) -> int:
+    """Size of what travels, top-level excludes left out."""
+    skipped = set(environment.get("excludes", []))
+    files = (
+        path
+        for top in working_dir.iterdir()
+        if top.name not in skipped
+        for path in ([top] if top.is_file() else top.rglob("*"))
+        if path.is_file()
+    )
+    return sum(path.stat().st_size for path in files)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,126 @@
+"""What a run's folder holds, read for its report; a run under way or broken off is read as far as it got."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayrlhf.telemetry.metrics import METRICS
+
+Row = dict[str, Any]
+
+_POINTS = 300
+"""Most points of a drawn curve; longer ones are averaged in groups, so that a page stays small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The answers to the held-out prompts at one step."""
+
+    step: int
+    scores: dict[str, float]
+    """By sample id, which is the same for the same prompt at every evaluation."""
+    golds: dict[str, float]
+    answers: tuple[Row, ...]
+    """The rows themselves; kept for the first and the last evaluation alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run, as its folder tells it."""
+
+    name: str
+    stages: dict[str, list[Row]]
+    """Rows of metrics.jsonl by stage."""
+    evaluations: tuple[Evaluation, ...]
+    """In the order of their steps."""
+    summary: Row
+    config: str
+    """The resolved configuration; empty where there is none."""
+    failure: str | None
+    """Why the run ended, if it ended in an error and did not go on since."""
+
+    def has(self, stage: str, name: str) -> bool:
+        """Whether any row of the stage carries a number of that name."""
+        return any(row.get(name) is not None for row in self.stages.get(stage, []))
+
+    def last(self, stage: str, name: str) -> float | None:
+        """The newest number of that name."""
+        return next((row[name] for row in reversed(self.stages.get(stage, [])) if row.get(name) is not None), None)
+
+    def columns(self, stage: str, *names: str) -> np.ndarray:
+        """[rows, names] of the stage's rows that carry every name (`step` is one), thinned for drawing."""
+        rows = [row for row in self.stages.get(stage, []) if all(row.get(name) is not None for name in names)]
+        table = np.array([[row[name] for name in names] for row in rows], dtype=np.float64).reshape(
+            len(rows), len(names)
+        )
+        if len(rows) <= _POINTS:
+            return table
+        groups = np.array_split(table, _POINTS)
+        means, peaks = (np.array([reduce(group, axis=0) for group in groups]) for reduce in (np.mean, np.max))
+        return np.where([name in METRICS and METRICS[name].reducer == "max" for name in names], peaks, means)
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read a run's folder; every file in it may be absent."""
+    stages: dict[str, list[Row]] = {}
+    for row in _rows(run_dir / "metrics.jsonl"):
+        stages.setdefault(row["stage"], []).append(row)
+    summary = _json(run_dir / "summary.json")
+    config = run_dir / "config.yaml"
+    return RunRecord(
+        name=str(summary.get("run") or run_dir.resolve().name),
+        stages=stages,
+        evaluations=_evaluations(run_dir / "samples.jsonl"),
+        summary=summary,
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+        failure=_failure(_json(run_dir / "failure.json"), stages),
+    )
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if not path.exists():
+        return
+    with open(path, "rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line being written now, or torn by a kill
+                continue
+            yield row
+
+
+def _json(path: Path) -> Row:
+    loaded: Row = json.loads(path.read_bytes()) if path.exists() else {}
+    return loaded
+
+
+def _evaluations(path: Path) -> tuple[Evaluation, ...]:
+    scores: dict[int, dict[str, float]] = {}
+    golds: dict[int, dict[str, float]] = {}
+    answers: dict[int, list[Row]] = {}
+    for row in _rows(path):
+        if row["stage"] != "eval":
+            continue
+        step, sample = row["step"], str(row["sample_id"])
+        for table, name in ((scores, "score"), (golds, "gold")):
+            values = table.setdefault(step, {})
+            if row.get(name) is not None:
+                values[sample] = row[name]
+        answers.setdefault(step, []).append(row)
+        for middle in sorted(answers)[1:-1]:
+            del answers[middle]
+    return tuple(
+        Evaluation(step=step, scores=scores[step], golds=golds[step], answers=tuple(answers.get(step, ())))
+        for step in sorted(scores)
+    )
+
+
+def _failure(record: Row, stages: dict[str, list[Row]]) -> str | None:
+    newest = max((row["time"] for rows in stages.values() for row in rows[-1:]), default=0.0)
+    if not record or record["time"] < newest:
+        return None
+    return f"{record['error']}: {record['message']}" if record["message"] else str(record["error"])

@@ -1,0 +1,147 @@
+"""Whether the true reward followed the proxy, in words: from the held-out evaluations, noise allowed for."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rayrlhf.telemetry.report_data import Evaluation, Row, RunRecord
+
+_STANDARD_ERRORS = 3.0
+"""A change counts beyond this many standard errors of the paired differences: the peak is picked among noisy means."""
+
+_SHARE_OF_RANGE = 0.1
+"""Where single answers are unknown, a change counts beyond this share of the range of all evaluations."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One finding."""
+
+    tone: Literal["good", "bad", "neutral"]
+    headline: str
+    sentence: str
+
+
+def judge(record: RunRecord) -> Verdict | None:
+    """Compare score and gold over the evaluations; None where there are fewer than two."""
+    rows = [row for row in record.stages.get("ppo", []) if row.get("eval/score") is not None]
+    gold_rows = [row for row in rows if row.get("eval/gold") is not None]
+    if len(gold_rows) >= 2:
+        return _with_gold(record, gold_rows)
+    if len(rows) < 2:
+        return None
+    scores = f"The reward model's score on the held-out prompts went from {rows[0]['eval/score']:.2f} to {rows[-1]['eval/score']:.2f}"
+    return Verdict(
+        "neutral",
+        "No gold reward to judge by",
+        f"{scores}{_at_kl(rows[-1])}. This task has no gold reward: whether the policy got better or only learnt "
+        f"to please the reward model is for the answers below to show.",
+    )
+
+
+def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
+    first, last = rows[0], rows[-1]
+    peak = max(rows, key=lambda row: row["eval/gold"])
+    gold = f"{first['eval/gold']:.2f} to {last['eval/gold']:.2f}"
+    score = f"{first['eval/score']:.2f} to {last['eval/score']:.2f}"
+    score_moved = _direction(record, rows, first, last, "score")
+    gold_moved = _direction(record, rows, first, last, "gold")
+    if _direction(record, rows, peak, last, "gold") < 0:
+        return _fallen(peak, last, first=first, score_moved=_direction(record, rows, peak, last, "score"))
+    if gold_moved > 0 and score_moved > 0:
+        return Verdict(
+            "good",
+            "Gold followed the score",
+            f"On the held-out prompts gold and score rose together: gold from {gold}, the score from {score}{_at_kl(last)}."
+            f"{_gains(record)}",
+        )
+    if score_moved > 0:
+        return Verdict(
+            "bad",
+            "The score rose without gold",
+            f"On the held-out prompts the score rose from {score}, but gold did not move beyond noise ({gold})"
+            f"{_at_kl(last)}: the reward model is being pleased, not the true goal.",
+        )
+    if gold_moved > 0:
+        return Verdict(
+            "neutral",
+            "Gold rose",
+            f"On the held-out prompts gold rose from {gold}, while the score did not rise beyond noise ({score}){_at_kl(last)}.",
+        )
+    return Verdict(
+        "neutral",
+        "No change beyond noise",
+        f"On the held-out prompts neither gold ({gold}) nor the score ({score}) rose beyond noise{_at_kl(last)}.",
+    )
+
+
+def _fallen(peak: Row, last: Row, *, first: Row, score_moved: int) -> Verdict:
+    if peak is first:
+        fall = f"gold fell from {first['eval/gold']:.2f} before PPO to {last['eval/gold']:.2f}{_at_kl(last)}"
+    else:
+        fall = (
+            f"gold peaked at {peak['eval/gold']:.2f} (step {peak['step']}{_at_kl(peak)}) "
+            f"and ended at {last['eval/gold']:.2f}{_at_kl(last)}"
+        )
+    scores = f"from {peak['eval/score']:.2f} to {last['eval/score']:.2f}"
+    if score_moved < 0:
+        return Verdict(
+            "bad",
+            "The policy got worse",
+            f"On the held-out prompts {fall}; the score fell with it, {scores}: the policy lost what it had learnt.",
+        )
+    rest = f"while the score kept rising, {scores}" if score_moved > 0 else f"while the score held, {scores}"
+    return Verdict("bad", "Over-optimisation", f"On the held-out prompts {fall}, {rest}: over-optimisation.")
+
+
+def _direction(record: RunRecord, rows: list[Row], start: Row, end: Row, what: Literal["score", "gold"]) -> int:
+    """-1, 0 or 1: whether `what` fell or rose from one evaluation to another beyond noise."""
+    change = end[f"eval/{what}"] - start[f"eval/{what}"]
+    before, after = (_values(_at(record, row["step"]), what) for row in (start, end))
+    shared = sorted(before.keys() & after.keys())
+    if len(shared) >= 8:
+        differences = np.array([after[sample] - before[sample] for sample in shared])
+        noise = _STANDARD_ERRORS * float(differences.std(ddof=1)) / math.sqrt(len(shared))
+    else:
+        seen = [row[f"eval/{what}"] for row in rows]
+        noise = _SHARE_OF_RANGE * (max(seen) - min(seen))
+    return 0 if abs(change) <= noise else (1 if change > 0 else -1)
+
+
+def sft_spread(record: RunRecord, what: Literal["score", "gold"]) -> tuple[float, float] | None:
+    """Mean and standard deviation over the SFT policy's held-out answers; None where they say nothing."""
+    values = list(_values(_at(record, 0), what).values())
+    if len(values) < 8 or float(np.std(values, ddof=1)) == 0.0:
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def _gains(record: RunRecord) -> str:
+    spreads = {what: sft_spread(record, what) for what in ("score", "gold")}  # type: ignore[arg-type]
+    if None in spreads.values():
+        return ""
+    gains = {
+        what: ((record.last("ppo", f"eval/{what}") or 0.0) - spread[0]) / spread[1]
+        for what, spread in spreads.items()
+        if spread is not None
+    }
+    return (
+        f" Measured in standard deviations of the SFT policy's answers, the score gained {gains['score']:.1f} "
+        f"and gold {gains['gold']:.1f}."
+    )
+
+
+def _at(record: RunRecord, step: int) -> Evaluation | None:
+    return next((evaluation for evaluation in record.evaluations if evaluation.step == step), None)
+
+
+def _values(evaluation: Evaluation | None, what: Literal["score", "gold"]) -> dict[str, float]:
+    if evaluation is None:
+        return {}
+    return evaluation.scores if what == "score" else evaluation.golds
+
+
+def _at_kl(row: Row) -> str:
+    return f" at KL {row['eval/kl']:.1f}" if row.get("eval/kl") is not None else ""
