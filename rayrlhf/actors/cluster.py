@@ -180,6 +180,8 @@ def demand(report: Preflight) -> None:
 def connect(config: RunConfig) -> None:
     """Join the cluster, or start a local one for this run alone."""
     address = existing_address(config)
+    # Ray tells at every start that its token authentication, which stays on, could be turned off.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     options: dict[str, object] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is not None:
         try:
@@ -187,7 +189,6 @@ def connect(config: RunConfig) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourceError(f"The Ray cluster at {address} cannot be joined: {error}.") from error
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
         num_cpus=int(local_node().resources["CPU"]),
         object_store_memory=int(config.cluster.object_store_gib * GIB),

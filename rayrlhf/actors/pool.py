@@ -1,6 +1,7 @@
 """Replicas of one role: started together, routed to by load, replaced when they die."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors.calls import ActorLostError, resolve, together
-from rayrlhf.errors import WorkerError
+from rayrlhf.errors import DeadlineError, WorkerError
 
 
 @dataclass
@@ -47,7 +48,7 @@ class ReplicaPool:
         `method` returns a heavy value and a light one: the answer is a reference to the first and the second itself.
         """
         while True:
-            replica = min((r for r in self._replicas if r.ready), key=lambda r: (r.pending, r.number))
+            replica = await self._least_loaded()
             replica.pending += 1
             refs = getattr(replica.handle, method).options(num_returns=2).remote(*args)
             try:
@@ -92,8 +93,7 @@ class ReplicaPool:
 
     async def _replace(self, lost: Replica, loss: ActorLostError) -> None:
         if lost not in self._replicas:
-            await self._until_ready(loss)
-            return
+            return  # Another call on it saw the loss first.
         self.restarts += 1
         if self.restarts > self.max_restarts:
             raise WorkerError(f"{loss} The {self.role} pool has used its {self.max_restarts} replacements.") from loss
@@ -102,15 +102,14 @@ class ReplicaPool:
         self._replicas[self._replicas.index(lost)] = replacement
         await self._bring_up(replacement)
 
-    async def _until_ready(self, loss: ActorLostError) -> None:
-        async def poll() -> None:
-            while not any(replica.ready for replica in self._replicas):
-                await asyncio.sleep(0.05)
-
-        try:
-            await asyncio.wait_for(poll(), self.start_timeout)
-        except TimeoutError:
-            raise WorkerError(f"{loss} No {self.role} worker became ready in {self.start_timeout:.0f} s.") from loss
+    async def _least_loaded(self) -> Replica:
+        """The ready replica with the fewest unanswered calls; waits while all are being replaced."""
+        deadline = time.monotonic() + self.start_timeout
+        while not any(replica.ready for replica in self._replicas):
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"Waited {self.start_timeout:.0f} s for a {self.role} worker to become ready.")
+            await asyncio.sleep(0.05)
+        return min((r for r in self._replicas if r.ready), key=lambda r: (r.pending, r.number))
 
     def _name(self, replica: Replica, method: str) -> str:
         return f"{self.role} worker {replica.number} ({method})"

@@ -3,22 +3,34 @@
 from collections.abc import Iterable
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rayrlhf.data.schema import PromptText
 from rayrlhf.errors import ModelError
 
-PAD, EOS = "<pad>", "<eos>"
+# Beside a Qwen2 model transformers rebuilds any byte-level BPE tokenizer with Qwen2's word splitting, normalisation and
+# end token, whatever was saved. A tokenizer that has these from the start is the same everywhere.
+PAD, EOS = "<pad>", "<|endoftext|>"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Sennrich et al. 2016) with distinct padding and end tokens, and no BOS.
 
-    Any text can be encoded and decoded back. The vocabulary is smaller than `vocab_size` where the texts are few.
+    Any text in normal form C can be encoded and decoded back. The vocabulary is smaller than `vocab_size` where the
+    texts are few.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -83,7 +83,7 @@ class PPOLearner:
     # -- the update -------------------------------------------------------------------------------------------------
 
     def update(self, step: int, scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
-        """Prepare, estimate, optimise, report: makes version `step + 1`; LedgerError for any other step than the next."""
+        """Prepare, estimate, optimise, report: makes version `step + 1`; LedgerError for any step but the next."""
         if step != self.version:
             raise LedgerError(
                 f"Update {step} cannot follow version {self.version}: each step is trained once, in order."
@@ -303,7 +303,7 @@ class PPOLearner:
         return None
 
     def save(self, directory: str) -> None:
-        """Write everything the learner owns: both models and optimizers, schedules, KL coefficient, moments, version."""
+        """Write all the learner owns: both models and optimizers, schedules, KL coefficient, moments, version."""
         critic = self._critic.state_dict() if self._critic is not None else None
         state = {
             "fingerprint": self._fingerprint,

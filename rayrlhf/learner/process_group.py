@@ -41,7 +41,7 @@ def free_address(host: str) -> str:
 
 
 def init_process_group(ranks: Ranks, *, init_method: str, device: str, timeout: float) -> None:
-    """Meet the other ranks at `init_method` ("tcp://host:port" of rank 0); none of its waits is longer than `timeout` s."""
+    """Meet the other ranks at `init_method` ("tcp://host:port" of rank 0); no wait is longer than `timeout` s."""
     address = init_method.removeprefix("tcp://")
     host, _, port = address.rpartition(":")
     listener = _reserved.pop(address, None) if ranks.first else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from rayrlhf.models.sharding import full_model_state
 from rayrlhf.types import Example, MicroBatch, PreferencePair
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What distinguishes one supervised stage from another."""
 

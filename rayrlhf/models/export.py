@@ -24,7 +24,7 @@ def export_model(
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial, state_dict=state_dict)
+    model.save_pretrained(partial, state_dict=None if state_dict is None else _without_ties(model, state_dict))
     tokenizer.save_pretrained(partial)
     for path in (*partial.rglob("*"), partial):
         _sync(path)
@@ -37,6 +37,12 @@ def export_model(
     else:
         partial.rename(final)
     _sync(final.parent)
+
+
+def _without_ties(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every tensor under its first name alone: gathered from shards, tied weights no longer share storage."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: value for name, value in state_dict.items() if name in own}
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -51,8 +52,8 @@ def make_policy(init: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, see
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(_without_dropout(config), dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"No model can be made from model.init={init}: {_first_line(error)}.") from error
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"No model can be made from model.init={init}: {first_line(error)}.") from error
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
@@ -134,15 +135,13 @@ def load_critic(reward_model_path: str) -> PreTrainedModel:
 
 def _load(auto: Any, path: str, *, role: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     options.setdefault("dtype", torch.float32)
+    config = _without_dropout(_config(path, role=role, **_labels(options)))
     try:
-        model, info = auto.from_pretrained(
-            path,
-            config=_without_dropout(_config(path, role=role, **_labels(options))),
-            output_loading_info=True,
-            **options,
-        )
+        # Missing weights are drawn at random, and this must not move the generator that training draws from.
+        with torch.random.fork_rng(devices=[]):
+            model, info = auto.from_pretrained(path, config=config, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"The {role} {path} cannot be loaded: {_first_line(error)}.") from error
+        raise ModelError(f"The {role} {path} cannot be loaded: {first_line(error)}.") from error
     return model.eval(), set(info["missing_keys"])
 
 
@@ -153,8 +152,8 @@ def _labels(options: dict[str, Any]) -> dict[str, Any]:
 def _config(path: str, *, role: str, **options: Any) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The {role} {path} has no usable config.json: {_first_line(error)}.") from error
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"The {role} {path} has no usable config.json: {first_line(error)}.") from error
     return config
 
 
@@ -170,6 +169,7 @@ def _some(names: set[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line, of an error of the libraries below."""
+    lines = str(error.__cause__ if isinstance(error, StrictDataclassError) else error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
+from rayrlhf.models.load import first_line
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -19,15 +21,11 @@ def count_parameters(model: ModelConfig) -> int:
             config = AutoConfig.for_model(init.pop("model_type"), **init, vocab_size=model.vocab_size)
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         origin = f"model.path={model.path}" if model.path is not None else f"model.init={model.init}"
         hint = _directory_hint(model.path)
-        raise ModelError(f"No causal language model can be made from {origin}: {_first_line(error)}{hint}.") from error
+        raise ModelError(f"No causal language model can be made from {origin}: {first_line(error)}{hint}.") from error
 
 
 def _directory_hint(path: str | None) -> str:
     return f" (the directory {path} does not exist here)" if path is not None and not Path(path).is_dir() else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

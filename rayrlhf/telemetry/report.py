@@ -19,7 +19,7 @@ from rayrlhf.telemetry.report_figures import (
     system_figures,
     update_figures,
 )
-from rayrlhf.telemetry.report_verdict import judge
+from rayrlhf.telemetry.report_verdict import judge, signed
 
 _EXAMPLES = 10
 """Prompts shown at once; the others open on a click."""
@@ -36,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
         _verdict(record),
         _figures("What was optimised", objective_figures(record)),
         _before_and_after(record),
-        _figures("The models it starts from", supervised_figures(record)),
+        _figures("Supervised fine-tuning and reward model", supervised_figures(record)),
         _figures("The updates", update_figures(record)),
         _figures("The machine", system_figures(record)),
         _ledger(record),
@@ -108,7 +108,7 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
         }
     tiles = []
     if facts.get("score_before") is not None and facts.get("score_after") is not None:
-        change = f"{_signed(facts['score_before'])} → {_signed(facts['score_after'])}"
+        change = f"{signed(facts['score_before'])} → {signed(facts['score_after'])}"
         tiles.append(_tile("Score, SFT → PPO", change, "reward model, held-out prompts"))
     if facts.get("gold_before") is not None and facts.get("gold_after") is not None:
         tiles.append(_gold_tile(facts))
@@ -119,13 +119,14 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
 
 def _gold_tile(facts: Row) -> str:
     before, after, best = facts["gold_before"], facts["gold_after"], facts.get("gold_best")
-    change = f"{_signed(before)} → {_signed(after)}"
+    change = f"{signed(before)} → {signed(after)}"
     if best is None or best <= before:
         return _tile("Gold, SFT → PPO", change, "true reward, held-out prompts")
     closed = (after - before) / (best - before)
     width = 100.0 * min(max(closed, 0.0), 1.0)
     bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
-    return _tile("Gold, SFT → PPO", change, f"{closed:.0%} of the gap to the best, {best:.2f}", bar=bar)
+    share = f"{closed:.0%}".replace("-", "−")
+    return _tile("Gold, SFT → PPO", change, f"{share} of the gap to the best, {best:.2f}", bar=bar)
 
 
 def _tile(name: str, value: str, note: str, *, bar: str = "") -> str:
@@ -183,7 +184,7 @@ def _answer(row: Row) -> str:
     response = str(row["response"]).strip()
     text = f'<span class="text">{escape(response)}</span>' if response else '<span class="empty">empty</span>'
     chips = [
-        f'<span class="chip {name}">{name} {_signed(row[name])}</span>'
+        f'<span class="chip {name}">{name} {signed(row[name])}</span>'
         for name in ("score", "gold")
         if row.get(name) is not None
     ]
@@ -220,10 +221,6 @@ def _all_metrics(record: RunRecord) -> str:
     head = "<thead><tr><th>stage</th><th>metric</th><th>last value</th><th>meaning</th></tr></thead>"
     table = f"<table>{head}<tbody>{rows}</tbody></table>"
     return f'<h2>Details</h2><details class="card"><summary>Every metric, its last value</summary>{table}</details>'
-
-
-def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 def _figure(value: float) -> str:

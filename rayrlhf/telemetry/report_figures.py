@@ -100,10 +100,11 @@ def update_figures(record: RunRecord) -> list[Drawn]:
         ),
         (
             "Critic",
-            "Share of the variance of the returns that the critic explains, and its loss.",
+            "Share of the variance of the returns that the critic explains, its loss, share of clipped values.",
             [
                 _panel(record, "ppo", "explained", ("critic/explained_variance", "training", VIOLET)),
                 _panel(record, "ppo", "loss", ("critic/loss", "training", VIOLET)),
+                _panel(record, "ppo", "clipped", ("critic/clip_fraction", "training", VIOLET), floor=0.0),
             ],
         ),
     )
@@ -167,8 +168,7 @@ def _panel(
 
 
 def _against_kl(record: RunRecord) -> Drawn | None:
-    spreads = {what: sft_spread(record, what) for what in ("score", "gold")}  # type: ignore[arg-type]
-    score, gold = spreads["score"], spreads["gold"]
+    score, gold = sft_spread(record, "score"), sft_spread(record, "gold")
     if score is not None and gold is not None:
         curves = [*_by_kl(record, "score", BLUE, score), *_by_kl(record, "gold", GOLD, gold)]
         return Drawn(

@@ -32,20 +32,21 @@ def judge(record: RunRecord) -> Verdict | None:
         return _with_gold(record, gold_rows)
     if len(rows) < 2:
         return None
-    scores = f"The reward model's score on the held-out prompts went from {rows[0]['eval/score']:.2f} to {rows[-1]['eval/score']:.2f}"
+    before, after = (signed(row["eval/score"]) for row in (rows[0], rows[-1]))
     return Verdict(
         "neutral",
         "No gold reward to judge by",
-        f"{scores}{_at_kl(rows[-1])}. This task has no gold reward: whether the policy got better or only learnt "
-        f"to please the reward model is for the answers below to show.",
+        f"The reward model's score on the held-out prompts went from {before} to {after}{_at_kl(rows[-1])}. This task has "
+        f"no gold reward: whether the policy got better or only learnt to please the reward model is for the answers "
+        f"below to show.",
     )
 
 
 def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
     first, last = rows[0], rows[-1]
     peak = max(rows, key=lambda row: row["eval/gold"])
-    gold = f"{first['eval/gold']:.2f} to {last['eval/gold']:.2f}"
-    score = f"{first['eval/score']:.2f} to {last['eval/score']:.2f}"
+    gold = f"{signed(first['eval/gold'])} to {signed(last['eval/gold'])}"
+    score = f"{signed(first['eval/score'])} to {signed(last['eval/score'])}"
     score_moved = _direction(record, rows, first, last, "score")
     gold_moved = _direction(record, rows, first, last, "gold")
     if _direction(record, rows, peak, last, "gold") < 0:
@@ -54,8 +55,8 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
         return Verdict(
             "good",
             "Gold followed the score",
-            f"On the held-out prompts gold and score rose together: gold from {gold}, the score from {score}{_at_kl(last)}."
-            f"{_gains(record)}",
+            f"On the held-out prompts gold and score rose together: gold from {gold}, the score from {score}"
+            f"{_at_kl(last)}.{_gains(record)}",
         )
     if score_moved > 0:
         return Verdict(
@@ -68,7 +69,8 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
         return Verdict(
             "neutral",
             "Gold rose",
-            f"On the held-out prompts gold rose from {gold}, while the score did not rise beyond noise ({score}){_at_kl(last)}.",
+            f"On the held-out prompts gold rose from {gold}, while the score did not rise beyond noise ({score})"
+            f"{_at_kl(last)}.",
         )
     return Verdict(
         "neutral",
@@ -79,13 +81,13 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
 
 def _fallen(peak: Row, last: Row, *, first: Row, score_moved: int) -> Verdict:
     if peak is first:
-        fall = f"gold fell from {first['eval/gold']:.2f} before PPO to {last['eval/gold']:.2f}{_at_kl(last)}"
+        fall = f"gold fell from {signed(first['eval/gold'])} before PPO to {signed(last['eval/gold'])}{_at_kl(last)}"
     else:
         fall = (
-            f"gold peaked at {peak['eval/gold']:.2f} (step {peak['step']}{_at_kl(peak)}) "
-            f"and ended at {last['eval/gold']:.2f}{_at_kl(last)}"
+            f"gold peaked at {signed(peak['eval/gold'])} (step {peak['step']}{_at_kl(peak)}) "
+            f"and ended at {signed(last['eval/gold'])}{_at_kl(last)}"
         )
-    scores = f"from {peak['eval/score']:.2f} to {last['eval/score']:.2f}"
+    scores = f"from {signed(peak['eval/score'])} to {signed(last['eval/score'])}"
     if score_moved < 0:
         return Verdict(
             "bad",
@@ -119,18 +121,21 @@ def sft_spread(record: RunRecord, what: Literal["score", "gold"]) -> tuple[float
 
 
 def _gains(record: RunRecord) -> str:
-    spreads = {what: sft_spread(record, what) for what in ("score", "gold")}  # type: ignore[arg-type]
-    if None in spreads.values():
-        return ""
-    gains = {
-        what: ((record.last("ppo", f"eval/{what}") or 0.0) - spread[0]) / spread[1]
-        for what, spread in spreads.items()
-        if spread is not None
-    }
+    gains = []
+    for name, spread in (("eval/score", sft_spread(record, "score")), ("eval/gold", sft_spread(record, "gold"))):
+        last = record.last("ppo", name)
+        if spread is None or last is None:
+            return ""
+        gains.append((last - spread[0]) / spread[1])
     return (
-        f" Measured in standard deviations of the SFT policy's answers, the score gained {gains['score']:.1f} "
-        f"and gold {gains['gold']:.1f}."
+        f" Measured in standard deviations of the SFT policy's answers, the score gained {gains[0]:.1f} and gold "
+        f"{gains[1]:.1f}."
     )
+
+
+def signed(value: float) -> str:
+    """Two decimals, with a minus sign rather than a hyphen."""
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _at(record: RunRecord, step: int) -> Evaluation | None:

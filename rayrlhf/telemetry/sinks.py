@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _START_SECONDS = 30.0
 
 _FINISH_SECONDS = 60.0
 """Longest wait for uploads at the end of a run."""
+
+
+_StartMode = Literal["online", "offline", "disabled"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +113,17 @@ class WandbSink:
             self._guard(lambda: self._table(rows[:_TABLE_ROWS]))
 
     def close(self) -> None:
-        """Finish the run."""
-        self._guard(lambda: self._run.finish())
+        """Finish the run; uploads that take too long are left to `wandb sync`."""
+        finishing = threading.Thread(target=self._guard, args=(self._finish,), daemon=True)
+        finishing.start()
+        finishing.join(_FINISH_SECONDS)
+        self._guard(lambda: _demand_finished(finishing))
 
-    def _start(self, about: WandbRun, run_dir: Path, *, mode: str | None) -> None:
+    def _start(self, about: WandbRun, run_dir: Path, *, mode: _StartMode) -> None:
         import wandb
 
         run_dir.joinpath("wandb").mkdir(exist_ok=True)
-        settings = wandb.Settings(
-            silent=True, console="off", init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS, disable_code=True
-        )
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_START_SECONDS, disable_code=True)
         self._calling = mode == "online"
         self._run = wandb.init(
             project=about.project,
@@ -136,6 +141,13 @@ class WandbSink:
         for stage in ("sft", "reward", "ppo"):
             self._run.define_metric(f"{stage}/step")
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def _finish(self) -> None:
+        import wandb
+
+        self._run.finish()
+        # finish() may return before the file is written; the end of the service process is the proof of it.
+        wandb.teardown()
 
     def _table(self, rows: list[dict[str, Any]]) -> None:
         import wandb
@@ -157,7 +169,12 @@ class WandbSink:
             print(f"rayrlhf: Weights & Biases failed and {then}: {told}", file=sys.stderr, flush=True)
 
 
-def _mode(mode: str) -> str | None:
+def _demand_finished(finishing: threading.Thread) -> None:
+    if finishing.is_alive():
+        raise TimeoutError(f"the uploads did not end within {_FINISH_SECONDS:.0f} s; `wandb sync` sends the rest")
+
+
+def _mode(mode: Literal["auto", "online", "offline", "disabled"]) -> _StartMode:
     """online, offline, or None where W&B's own variable decides; auto asks for credentials without a network call."""
     import wandb
 

@@ -1,7 +1,7 @@
 """One rank of a learner in a process of its own: `python rank_process.py CASE RANK WORLD ADDRESS DIRECTORY`.
 
-Rank 0 writes what came of it to DIRECTORY/CASE-WORLD.pt. An ADDRESS of "choose" makes rank 0 reserve one and write it to
-DIRECTORY/address, as the learner actors do.
+Rank 0 writes what came of it to DIRECTORY/CASE-WORLD.pt. An ADDRESS of "choose" makes rank 0 reserve one and write it
+to DIRECTORY/address, as the learner actors do.
 """
 
 import os

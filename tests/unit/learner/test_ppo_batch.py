@@ -1,5 +1,6 @@
 """What is made of a batch before the update, against numbers worked out by hand."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,12 +44,12 @@ def two_samples(**second: Any) -> list[ScoredTrajectory]:
     ]
 
 
-def estimates(batch: PPOBatch, *, values: float = 0.0, end_values: tuple[float, float] = (0.0, 0.0)) -> Estimates:
+def estimates(batch: PPOBatch, *, values: float = 0.0, end_values: Sequence[float] | None = None) -> Estimates:
     return Estimates(
         old_logprobs=batch.rollout_logprobs.clone(),
         entropy=1.0,
         values=torch.where(batch.response_mask, values, 0.0),
-        end_values=torch.tensor(end_values),
+        end_values=torch.tensor(end_values or [0.0] * len(batch.sequences)),
     )
 
 

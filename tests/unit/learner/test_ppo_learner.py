@@ -28,7 +28,7 @@ from rayrlhf.weights.codec import unpack
 
 KINDS = pytest.mark.parametrize("kind", ["gae", "rloo", "grpo", "reinforce"])
 STEADY = {"lr": 1.0e-3, "eps": 1.0e-4, "schedule": "constant"}
-"""Adam divides by the gradient's size: with a tiny eps, rounding errors of zero gradients (key biases) become whole steps."""
+"""Adam divides by the gradient's size: with a tiny eps the rounding of zero gradients (key biases) is whole steps."""
 REWARDED = range(2, 66)
 
 
@@ -76,7 +76,7 @@ def test_update_does_not_depend_on_the_order_of_rows_without_minibatches() -> No
 
 
 def test_gradient_equals_autograd_over_one_unpadded_sequence_at_a_time() -> None:
-    """One reinforce step in float64, written out: loss = -sum(ratio * A) / tokens, with ratio 1 and A = score - mean."""
+    """One reinforce step in float64, written out: -sum(ratio * A) / tokens, ratio 1, A = score - mean."""
     samples = hand_made(6, seed=4)
     model = policy_model().double()
     tokens = sum(len(s.trajectory.response_ids) for s in samples)

@@ -26,7 +26,7 @@ from rayrlhf.learner.supervised import NextToken, SupervisedLearner, build_super
 from rayrlhf.telemetry.metrics import check_names
 
 STEADY = {"lr": 1.0e-3, "eps": 1.0e-4}
-"""Adam divides by the gradient's size: with a tiny eps, rounding errors of zero gradients (key biases) become whole steps."""
+"""Adam divides by the gradient's size: with a tiny eps the rounding of zero gradients (key biases) is whole steps."""
 STAGES = pytest.mark.parametrize("stage", ["sft", "reward"])
 
 

@@ -1,0 +1,11 @@
+"""Shapes and dtypes of the maths are checked while the tests run; nothing here reaches out to a network."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+install_import_hook("rayrlhf.algorithms", "beartype.beartype")

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from rayrlhf.algorithms.advantages import gae, group_advantages
+
+DOUBLE = torch.float64
+
+
+def reference_gae(rewards: np.ndarray, values: np.ndarray, end: float, gamma: float, lam: float) -> np.ndarray:
+    """The definition: a discounted sum of temporal differences, in float64, with no recursion."""
+    following = np.append(values[1:], end)
+    deltas = rewards + gamma * following - values
+    count = len(rewards)
+    return np.array([sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, count)) for t in range(count)])
+
+
+def test_numbers_worked_by_hand() -> None:
+    # gamma 0.9, lambda 0.5: delta = [0 + .9*.4 - .5, 1 + 0 - .4] = [-0.14, 0.6]; A = [-0.14 + .45*.6, 0.6].
+    rewards, values = torch.tensor([[0.0, 1.0]], dtype=DOUBLE), torch.tensor([[0.5, 0.4]], dtype=DOUBLE)
+    advantages, returns = gae(rewards, values, torch.ones(1, 2, dtype=torch.bool), gamma=0.9, lam=0.5)
+    torch.testing.assert_close(advantages, torch.tensor([[0.13, 0.6]], dtype=DOUBLE))
+    torch.testing.assert_close(returns, torch.tensor([[0.63, 1.0]], dtype=DOUBLE))
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.97, 0.8), (1.0, 1.0), (0.9, 0.0)])
+def test_rows_of_any_length_and_place_match_the_definition(gamma: float, lam: float) -> None:
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=(2, 4, 9))
+    spans, ends = [(2, 9), (1, 4), (5, 6), (3, 7)], [0.0, 0.7, 0.0, -1.2]
+    mask = torch.zeros(4, 9, dtype=torch.bool)
+    for row, (start, stop) in enumerate(spans):
+        mask[row, start:stop] = True
+    advantages, returns = gae(
+        torch.from_numpy(rewards), torch.from_numpy(values), mask, gamma=gamma, lam=lam, bootstrap=torch.tensor(ends)
+    )
+    for row, (start, stop) in enumerate(spans):
+        expected = reference_gae(rewards[row, start:stop], values[row, start:stop], ends[row], gamma, lam)
+        np.testing.assert_allclose(advantages[row, start:stop], expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(returns[row, start:stop], expected + values[row, start:stop], rtol=1e-6, atol=1e-7)
+    assert (advantages[~mask] == 0).all()
+    assert (returns[~mask] == 0).all()
+
+
+def test_a_critic_value_under_the_mask_does_not_leak() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 1.0, 0.0]], dtype=DOUBLE)
+    mask = torch.tensor([[False, True, True, False]])
+    clean, _ = gae(rewards, torch.zeros(1, 4, dtype=DOUBLE), mask, gamma=1.0, lam=0.95)
+    for garbage in (100.0, float("inf"), float("nan")):
+        values = torch.tensor([[garbage, 0.0, 0.0, garbage]], dtype=DOUBLE)
+        dirty, _ = gae(rewards, values, mask, gamma=1.0, lam=0.95)
+        torch.testing.assert_close(dirty, clean)
+    torch.testing.assert_close(clean, torch.tensor([[0.0, 0.95, 1.0, 0.0]], dtype=DOUBLE))
+
+
+def test_with_lambda_1_the_return_is_the_discounted_sum_of_rewards_whatever_the_critic_says() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 4.0]], dtype=DOUBLE)
+    for values in (torch.zeros(1, 3, dtype=DOUBLE), torch.tensor([[9.0, -3.0, 2.0]], dtype=DOUBLE)):
+        _, returns = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=0.5, lam=1.0)
+        torch.testing.assert_close(returns, torch.tensor([[3.0, 4.0, 4.0]], dtype=DOUBLE))
+
+
+def test_group_baselines_against_loops() -> None:
+    rng = np.random.default_rng(1)
+    rewards, groups = rng.normal(size=12), np.array([7, 7, 7, 3, 3, 3, 9, 9, 9, 7, 3, 9])
+    given = torch.from_numpy(rewards), torch.from_numpy(groups)
+    for i, (reward, group) in enumerate(zip(rewards, groups, strict=True)):
+        members = rewards[groups == group]
+        others = [r for j, r in enumerate(rewards) if groups[j] == group and j != i]
+        assert float(group_advantages(*given, kind="rloo")[i]) == pytest.approx(reward - np.mean(others))
+        expected = (reward - members.mean()) / (members.std(ddof=1) + 1e-6)
+        assert float(group_advantages(*given, kind="grpo")[i]) == pytest.approx(expected)
+        assert float(group_advantages(*given, kind="reinforce")[i]) == pytest.approx(reward - rewards.mean())
+
+
+def test_a_group_without_spread_gives_no_advantage() -> None:
+    rewards, groups = torch.full((4,), 0.3), torch.tensor([0, 0, 1, 1])
+    for kind in ("rloo", "grpo", "reinforce"):
+        torch.testing.assert_close(group_advantages(rewards, groups, kind=kind), torch.zeros(4))
+    alone = group_advantages(torch.tensor([2.0, 5.0]), torch.tensor([0, 1]), kind="rloo")
+    torch.testing.assert_close(alone, torch.zeros(2))

@@ -1,0 +1,64 @@
+import io
+import re
+
+import pytest
+from rich.console import Console as RichConsole
+
+from rayrlhf.telemetry import console as console_module
+from rayrlhf.telemetry.console import Console, Progress, format_bytes, format_duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1m00s"), (125, "2m05s"), (3599, "59m59s"), (3725, "1h02m")]
+)
+def test_durations(seconds, told):
+    assert format_duration(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1.5 * 2**20, "1.5 MiB"), (3 * 2**40, "3072.0 GiB")]
+)
+def test_bytes(count, told):
+    assert format_bytes(count) == told
+
+
+def test_plain_lines_are_few_and_hold_the_newest_figures(capsys):
+    with Console().progress("ppo", 60) as progress:
+        for step in range(1, 61):
+            progress.update(step, {"reward/score": step / 10, "kl/reference": 2.1, "perf/tokens_per_second": 1234.4})
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("ppo 1/60  score 0.10  kl 2.10  tok/s 1,234  eta ")
+    assert last == "ppo 60/60  score 6.00  kl 2.10  tok/s 1,234  eta 0 s"
+
+
+def test_eta_of_a_resumed_stage_counts_its_own_steps(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    with Console().progress("sft", 50) as progress:
+        now[0] += 20.0
+        progress.update(41, {})
+        now[0] += 20.0
+        progress.update(42, {"eval/nll": float("nan")})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("eta 3m00s")  # 9 steps of 20 s
+    assert second.endswith("held-out nan  eta 2m40s")
+
+
+def test_a_terminal_gets_a_live_line():
+    out = io.StringIO()
+    with Progress(RichConsole(file=out, force_terminal=True, width=140), "ppo", 60) as progress:
+        progress.update(12, {"reward/score": 1.32, "reward/gold": 0.61})
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out.getvalue()).splitlines()[-1]
+    assert "12/60" in shown
+    assert "score 1.32  gold 0.610" in shown
+
+
+def test_texts_with_brackets_come_out_whole(capsys):
+    console = Console()
+    console.table("roles", ["key", "value"], [["stages", "[sft, ppo] [red]x[/red]"]])
+    console.note("data.task=[innkeeper] [/b]")
+    console.warn("[x]")
+    console.error("1 GPU [cuda]")
+    out = capsys.readouterr().out
+    for text in ("[sft, ppo] [red]x[/red]", "data.task=[innkeeper] [/b]", "warning: [x]", "1 GPU [cuda]"):
+        assert text in out
