@@ -53,7 +53,11 @@ def as_forward(model: nn.Module, function: Callable[..., Any], *args: Any) -> An
 
 
 def full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and full value of each parameter, layer by layer, tied ones once, on the CPU."""
+    """Name and full value of each parameter, layer by layer, tied ones once, on the CPU.
+
+    Unsharded on a CPU these are the parameters themselves, which the next step changes.
+    """
+    _reshard(model)
     for name, parameter in model.named_parameters():
         yield name, whole(parameter.detach()).cpu()
 
@@ -65,6 +69,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """Scale all gradients so that their norm is at most `max_norm`; returns the norm before."""
+    _reshard(model)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return float(whole(norm))
 
@@ -72,8 +77,10 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Model and optimizer state by parameter name, whole, on the CPU; filled on rank 0 alone.
 
-    The same for any number of ranks, so that a checkpoint can be loaded by another number of them.
+    The same for any number of ranks, so that a checkpoint can be loaded by another number of them. Unsharded on a CPU
+    its tensors are the live ones: write them before the next step.
     """
+    _reshard(model)
     # Asked before the first step, torch takes one to make the state, which would stay behind in the step count.
     stepped = bool(optimizer.state)
     return {
@@ -84,6 +91,7 @@ def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 def load_full_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, world: int) -> None:
     """Put back what `full_state` gave; with several ranks rank 0's `state` is spread to all."""
+    _reshard(model)
     options = StateDictOptions(full_state_dict=True) if world == 1 else _BROADCAST
     set_model_state_dict(model, state["model"], options=options)
     if state["optimizer"] is None:
@@ -95,6 +103,13 @@ def load_full_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: d
 def full_model_state(model: nn.Module) -> dict[str, Tensor]:
     """Model state by parameter name, whole, on the CPU; filled on rank 0 alone."""
     return cast(dict[str, Tensor], get_model_state_dict(model, options=_WHOLE))
+
+
+def _reshard(model: nn.Module) -> None:
+    """Put the shards back in place: a pass without gradient leaves the model's own parameters gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _layer_classes(model: nn.Module) -> set[str]:

@@ -12,6 +12,7 @@ from string import Template
 from rayrlhf.telemetry.console import format_bytes, format_duration
 from rayrlhf.telemetry.metrics import METRICS
 from rayrlhf.telemetry.report_data import Row, RunRecord, read_run
+from rayrlhf.telemetry.report_drawing import with_own_ids
 from rayrlhf.telemetry.report_figures import (
     Drawn,
     objective_figures,
@@ -147,8 +148,9 @@ def _figures(title: str, drawn: Sequence[Drawn]) -> str:
     if not drawn:
         return ""
     body = "".join(
-        f"<figure><h3>{escape(figure.title)}</h3><figcaption>{escape(figure.caption)}</figcaption>{figure.svg}</figure>"
-        for figure in drawn
+        f"<figure><h3>{escape(figure.title)}</h3><figcaption>{escape(figure.caption)}</figcaption>"
+        f"{with_own_ids(figure.svg, f'{title.split()[-1]}-{i}')}</figure>"
+        for i, figure in enumerate(drawn)
     )
     return f'<h2>{escape(title)}</h2><div class="figures">{body}</div>'
 

@@ -99,6 +99,8 @@ def draw_panels(panels: Sequence[Panel], *, xlabel: str, tall: bool = False, roo
         if root_scale:
             axes[-1].set_xscale("function", functions=(_root, np.square))
             axes[-1].set_xlim(left=0.0)
+        else:
+            axes[-1].xaxis.get_major_locator().set_params(integer=True)
         axes[-1].set_xlabel(xlabel)
         figure.align_ylabels()
 
@@ -139,6 +141,13 @@ def to_svg(draw: Callable[[Figure], None], *, height: float) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _for_page(buffer.getvalue())
+
+
+def with_own_ids(svg: str, name: str) -> str:
+    """The same drawing with ids that no other figure of the page uses."""
+    for before in ('id="', "url(#", 'href="#'):
+        svg = svg.replace(before, f"{before}{name}-")
+    return svg
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:

@@ -186,7 +186,9 @@ def _against_kl(record: RunRecord) -> Drawn | None:
     if not panels:
         return None
     return Drawn(
-        "Score against the distance from the reference" if len(panels) == 1 else "Proxy and gold against the distance",
+        "Score against the distance from the reference"
+        if len(panels) == 1
+        else "Proxy and gold against the distance from the reference",
         "Dots: training batches, with their trend; large dots: held-out prompts.",
         draw_panels(panels, xlabel=_KL_AXIS, tall=True, root_scale=True),
     )

@@ -1,3 +1,4 @@
+import copy
 import math
 from typing import Any
 
@@ -98,6 +99,34 @@ def test_state_round_trip_continues_exactly() -> None:
         core.backward(squares(core.model))
         core.step()
     assert largest_difference(parameters(straight.model), parameters(fresh.model)) == 0.0
+
+
+def test_bad_steps_in_a_row_are_counted_across_a_checkpoint() -> None:
+    core, resumed = trainable(max_nonfinite_steps=2), trainable(max_nonfinite_steps=2)
+    core.backward(math.nan * squares(core.model))
+    core.step()
+    resumed.load_state_dict(core.state_dict())
+    resumed.backward(math.nan * squares(resumed.model))
+    with pytest.raises(NonFiniteError, match="2 optimizer steps in a row"):
+        resumed.step()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_saving_changes_nothing(steps: int) -> None:
+    """Not even before the first step, when there are no moments yet (a policy during the critic's warm-up)."""
+    saved, plain, resumed = trainable(), trainable(), trainable()
+    for _ in range(steps):
+        for core in (saved, plain):
+            core.backward(squares(core.model))
+            core.step()
+    resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+    for core in (saved, plain, resumed):
+        core.backward(squares(core.model))
+        core.step()
+        core.backward(core.model.lm_head.weight[3:9].square().sum())
+        core.step()
+    assert largest_difference(parameters(plain.model), parameters(saved.model)) == 0.0
+    assert largest_difference(parameters(plain.model), parameters(resumed.model)) == 0.0
 
 
 def test_state_holds_tied_weights() -> None:

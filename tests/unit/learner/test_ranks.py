@@ -20,7 +20,7 @@ ENVIRONMENT = os.environ | {
 }
 ALL = "sft,reward,ppo,poisoned"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 
 def start(rank: int, world: int, address: str, directory: Path) -> "subprocess.Popen[str]":
@@ -49,7 +49,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finish(processes: list["subprocess.Popen[str]"]) -> None:
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=200)
             assert process.returncode == 0, output
     finally:
         for process in processes:

@@ -1,3 +1,5 @@
+"""Makes `report_lab` importable by the tests of this folder."""
+
 import sys
 from pathlib import Path
 

@@ -16,8 +16,19 @@ def gold_of(value, i):
 def write_evaluation(writer, step, *, score, gold, kl, response="Welcome.", prompts=PROMPTS, log=True):
     rows = []
     for i in range(prompts):
-        row = {"stage": "eval", "step": step, "sample_id": f"eval-0-{i}-0", "prompt": f"Guest {i} asks", "response": response}
-        row |= {"score": score + 0.2 * np.cos(i + step), "policy_version": step, "kl": kl, "finish": "length" if i == 0 else "stop"}
+        row = {
+            "stage": "eval",
+            "step": step,
+            "sample_id": f"eval-0-{i}-0",
+            "prompt": f"Guest {i} asks",
+            "response": response,
+        }
+        row |= {
+            "score": score + 0.2 * np.cos(i + step),
+            "policy_version": step,
+            "kl": kl,
+            "finish": "length" if i == 0 else "stop",
+        }
         row["gold"] = None if gold is None else gold_of(gold, i)
         rows.append({key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()})
     if prompts:
@@ -50,7 +61,9 @@ def write_supervised(run_dir, stages=("sft", "reward"), steps=30):
         if "sft" in stages:
             writer.log("sft", step, {"policy/nll": 5.0 / step} | ({"eval/nll": 5.1 / step} if step % 10 == 0 else {}))
         if "reward" in stages:
-            writer.log("reward", step, {"reward/accuracy": 1 - 0.5 / step, "reward/loss": 0.7 / step, "eval/accuracy": 0.8})
+            writer.log(
+                "reward", step, {"reward/accuracy": 1 - 0.5 / step, "reward/loss": 0.7 / step, "eval/accuracy": 0.8}
+            )
     writer.close()
 
 
@@ -65,5 +78,6 @@ def write_facts(run_dir, **ppo):
         "ppo": facts,
     }
     write_summary(
-        run_dir, {"run": "inn & <co>", "seed": 7, "wall_seconds": 305.0, "peak_memory_bytes": 5 * 2**30, "stages": stages}
+        run_dir,
+        {"run": "inn & <co>", "seed": 7, "wall_seconds": 305.0, "peak_memory_bytes": 5 * 2**30, "stages": stages},
     )

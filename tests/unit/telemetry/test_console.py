@@ -9,14 +9,16 @@ from rayrlhf.telemetry.console import Console, Progress, format_bytes, format_du
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1m00s"), (125, "2m05s"), (3599, "59m59s"), (3725, "1h02m")]
+    ("seconds", "told"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1m00s"), (125, "2m05s"), (3599, "59m59s"), (3725, "1h02m")],
 )
 def test_durations(seconds, told):
     assert format_duration(seconds) == told
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1.5 * 2**20, "1.5 MiB"), (3 * 2**40, "3072.0 GiB")]
+    ("count", "told"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1.5 * 2**20, "1.5 MiB"), (3 * 2**40, "3072.0 GiB")],
 )
 def test_bytes(count, told):
     assert format_bytes(count) == told

@@ -54,7 +54,9 @@ def test_memory_of_a_grandchild_counts():
 def test_shared_pages_count_once(tmp_path):
     path = tmp_path / "shared"
     path.write_bytes(b"x" * (120 * MIB))
-    touch = f"import mmap\nf = open({str(path)!r}, 'rb')\nm = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\nsum(m[::4096])"
+    touch = (
+        f"import mmap\nf = open({str(path)!r}, 'rb')\nm = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\nsum(m[::4096])"
+    )
     with child(""), child(""), open(path, "rb") as file:
         idle = MemorySampler().sample()
         with child(touch), child(touch), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:

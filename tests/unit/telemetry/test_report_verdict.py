@@ -29,7 +29,10 @@ def test_gold_that_peaks_and_falls_while_the_score_rises(tmp_path, samples):
 def test_gold_that_falls_from_the_start(tmp_path):
     verdict = verdict_of(tmp_path, [(0, 0.0, 0.60, 0.0), (10, 1.0, 0.50, 5.0), (20, 2.0, 0.30, 9.0)])
     assert verdict.headline == "Over-optimisation"
-    assert "gold fell from 0.60 before PPO to 0.30 at KL 9.0, while the score kept rising, from 0.00 to 2.00" in verdict.sentence
+    assert (
+        "gold fell from 0.60 before PPO to 0.30 at KL 9.0, while the score kept rising, from 0.00 to 2.00"
+        in verdict.sentence
+    )
 
 
 def test_score_and_gold_that_fall_together(tmp_path):

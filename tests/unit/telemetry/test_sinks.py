@@ -53,7 +53,9 @@ def test_resume_keeps_what_the_checkpoint_knows(tmp_path):
     resumed.log("ppo", 3, {"time/step": 33.0})
     resumed.close()
     rows = [(row["stage"], row["step"], row["time/step"]) for row in strict_rows(tmp_path / "metrics.jsonl")]
-    assert rows == [("sft", s, float(s)) for s in range(4)] + [("ppo", s, float(s)) for s in range(3)] + [("ppo", 3, 33.0)]
+    assert rows == [("sft", s, float(s)) for s in range(4)] + [("ppo", s, float(s)) for s in range(3)] + [
+        ("ppo", 3, 33.0)
+    ]
     samples = [(row["stage"], row["step"]) for row in strict_rows(tmp_path / "samples.jsonl")]
     assert samples == [(stage, step) for step in range(3) for stage in ("ppo", "eval")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]

@@ -181,7 +181,12 @@ def test_a_blocked_network_leaves_an_offline_run(tmp_path):
     run_dir = tmp_path / "run"
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(run_dir)], env=environment, cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", BLOCKED, str(run_dir)],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
@@ -195,7 +200,12 @@ def test_without_credentials_auto_is_offline(tmp_path):
     run_dir = tmp_path / "run"
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(run_dir)], env=environment, cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", BLOCKED, str(run_dir)],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [row["ppo/reward/score"] for row in history(run_dir)] == [0.5]
