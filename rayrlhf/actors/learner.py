@@ -33,7 +33,7 @@ class LearnerActor:
     def setup(self, build: Build, address: str, device: str) -> None:
         """Join the process group and make the learner."""
         init_process_group(
-            self._ranks, init_method=f"tcp://{address}", device=device, timeout=self._config.learner.start_timeout
+            self._ranks, init_method=f"tcp://{address}", device=device, timeout=self._config.learner.call_timeout
         )
         self._learner = build(self._config, self._ranks)
 

@@ -56,7 +56,7 @@ class KLConfig(Node):
 
     placement: Literal["reward", "loss"] = "reward"
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    """In the reward only k1 is used; in the loss all three are."""
+    """In the reward only k1 is used; in the loss all three are, though k1's gradient is zero on average there."""
     coef: float = Field(default=0.05, ge=0.0)
     controller: Literal["fixed", "adaptive"] = "fixed"
     target: float = Field(default=6.0, gt=0.0)

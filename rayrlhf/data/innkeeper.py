@@ -126,7 +126,7 @@ class Innkeeper:
         def judge(prompts: list[str], count: int) -> list[Preference]:
             return [next(self._pairs(prompts, rng)) for _ in range(count)]
 
-        heldout = max(1, self._config.preferences // 8)
+        heldout = max(1, self._config.preferences // 16)
         return Split(
             train=judge(self._prompts.train, self._config.preferences), heldout=judge(self._prompts.heldout, heldout)
         )

@@ -52,7 +52,9 @@ def test_the_score_falls_on_the_last_valid_token_and_kl_on_all() -> None:
     kl = torch.tensor([[0.5, 1.0, float("nan")], [2.0, float("inf"), 3.0], [1.0, 1.0, 1.0]], dtype=DOUBLE)
     mask = torch.cat([SOME, torch.zeros(1, 3, dtype=torch.bool)])
     rewards = token_rewards(torch.tensor([10.0, 20.0, 30.0], dtype=DOUBLE), kl, mask, kl_coef=0.1)
-    torch.testing.assert_close(rewards, torch.tensor([[-0.05, 9.9, 0.0], [19.8, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=DOUBLE))
+    torch.testing.assert_close(
+        rewards, torch.tensor([[-0.05, 9.9, 0.0], [19.8, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=DOUBLE)
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -151,7 +153,9 @@ def test_mismatch_quantiles_are_those_of_all_tokens_together() -> None:
 
 def test_seeds_are_the_same_on_every_machine_and_differ_between_samples() -> None:
     assert derive_seed(0, "ppo", 3, 17, 1) == 2088343178
-    seeds = {derive_seed(s, "ppo", step, p, k) for s in range(3) for step in range(5) for p in range(20) for k in range(4)}
+    seeds = {
+        derive_seed(s, "ppo", step, p, k) for s in range(3) for step in range(5) for p in range(20) for k in range(4)
+    }
     assert len(seeds) == 3 * 5 * 20 * 4
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert derive_seed(0, "1") != derive_seed(0, 1)

@@ -9,7 +9,9 @@ from rayrlhf.algorithms.policy_loss import PolicyLoss, entropy_bonus, importance
 DOUBLE = torch.float64
 
 
-def loss_of(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor | None = None, **changes: object) -> PolicyLoss:
+def loss_of(
+    logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor | None = None, **changes: object
+) -> PolicyLoss:
     mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
     options: dict[str, object] = {
         "token_count": int(mask.sum()),

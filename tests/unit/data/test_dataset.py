@@ -239,15 +239,15 @@ def test_rows_too_long_for_the_model_are_bad_rows_and_nothing_is_cut(tmp_path: P
     with pytest.raises(DataError, match=r"a\.jsonl:4: the prompt has \d+ tokens and data.max_prompt_tokens is 32"):
         tokenize_prompts([PromptRow(prompt=long, origin="a.jsonl:4")], tokenizer, loaded)
     with pytest.raises(DataError, match=r"a\.jsonl:5: a side with its prompt has \d+ tokens"):
-        tokenize_preferences(
-            [Preference(prompt="Q", chosen="a", rejected=long, origin="a.jsonl:5")], tokenizer, loaded
-        )
+        tokenize_preferences([Preference(prompt="Q", chosen="a", rejected=long, origin="a.jsonl:5")], tokenizer, loaded)
 
 
 def test_tokens_of_rows(tmp_path: Path) -> None:
     tokenizer = train_tokenizer([row["prompt"] + row["response"] for row in ROWS], vocab_size=300)
     loaded = config(tmp_path, prompts={"path": "p", "format": "prompts"})
-    (example,) = tokenize_demonstrations([Demonstration(prompt="Question 1?", response=" Answer 2.")], tokenizer, loaded)
+    (example,) = tokenize_demonstrations(
+        [Demonstration(prompt="Question 1?", response=" Answer 2.")], tokenizer, loaded
+    )
     assert tokenizer.decode(example.token_ids[: example.prompt_length]) == "Question 1?"
     assert tokenizer.decode(example.token_ids[example.prompt_length :]) == " Answer 2." + tokenizer.eos_token
     (pair,) = tokenize_preferences([Preference(prompt="", chosen="Yes", rejected="No")], tokenizer, loaded)

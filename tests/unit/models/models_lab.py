@@ -28,7 +28,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _LLAMA_LIKE | {"model_type": "qwen2", "tie_word_embeddings": False},
     "qwen2-tied": _LLAMA_LIKE | {"model_type": "qwen2", "tie_word_embeddings": True},
     # Dropout under names of their own, learnt positions, a critic whose head is called `classifier`.
-    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+        "initializer_range": 0.2,
+    },
     # Logits that are more than the output of the head.
     "gemma2": _LLAMA_LIKE | {"model_type": "gemma2", "head_dim": 32, "final_logit_softcapping": 2.0},
     "granite": _LLAMA_LIKE | {"model_type": "granite", "logits_scaling": 4.0},

@@ -93,7 +93,9 @@ def test_an_impossible_init_is_a_model_error(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_dropout_is_off_even_in_training_mode(tmp_path: Path, family: str) -> None:
-    dropout = {"attention_dropout": 0.5} if family == "qwen2" else {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}
+    dropout = (
+        {"attention_dropout": 0.5} if family == "qwen2" else {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}
+    )
     path = reward_dir(tmp_path / "reward", family)
     for directory in (tmp_path / "reward", tmp_path / "reward-base"):
         edit_json(directory / "config.json", lambda values: values.update(dropout))
@@ -141,7 +143,9 @@ def test_a_directory_without_configuration_or_weights_is_named(tmp_path: Path) -
 def test_a_policy_that_lacks_a_weight_is_not_filled_up_with_random_ones(good: Path, tmp_path: Path) -> None:
     path = copy_of(good / "reward-base", tmp_path / "policy")
     drop_weights(path, "lm_head.weight", "model.norm.weight")
-    with pytest.raises(ModelError, match=rf"The policy {path} lacks the weights lm_head\.weight, model\.norm\.weight\."):
+    with pytest.raises(
+        ModelError, match=rf"The policy {path} lacks the weights lm_head\.weight, model\.norm\.weight\."
+    ):
         load_policy(str(path))
 
 
@@ -229,7 +233,10 @@ def test_a_tokenizer_that_pads_with_its_end_token_makes_no_reward_model(good: Pa
     ("config", "message"),
     [
         ({"id2label": {"0": "a", "1": "b"}}, "gives 2 labels; a reward model gives 1 score"),
-        ({"pad_token_id": 1, "eos_token_id": 1}, "has pad_token_id 1 and eos_token_id 1: .*give it a pad token of its own"),
+        (
+            {"pad_token_id": 1, "eos_token_id": 1},
+            "has pad_token_id 1 and eos_token_id 1: .*give it a pad token of its own",
+        ),
         ({"pad_token_id": 1, "eos_token_id": [3, 1]}, r"has pad_token_id 1 and eos_token_id \[3, 1\]"),
         ({"pad_token_id": None}, "has pad_token_id None"),
     ],

@@ -170,7 +170,9 @@ def test_another_vocabulary_is_refused(models: Path, tmp_path: Path) -> None:
     other = train_tokenizer(["quite another text, for quite other words"], vocab_size=300)
     export_model(make_policy(INIT, other, seed=1), other, tmp_path / "base")
     export_model(make_reward_model(str(tmp_path / "base"), other, seed=2), other, tmp_path / "reward")
-    with pytest.raises(ModelError, match=rf"^The reward model {tmp_path}/reward has another vocabulary than the policy"):
+    with pytest.raises(
+        ModelError, match=rf"^The reward model {tmp_path}/reward has another vocabulary than the policy"
+    ):
         scorer(models, reward_model_dir=str(tmp_path / "reward"))
 
 
@@ -187,5 +189,7 @@ def test_a_score_that_is_not_finite_names_its_sample(models: Path, tmp_path: Pat
 
 def test_reference_logprobs_that_are_not_finite_name_their_sample(models: Path, tmp_path: Path) -> None:
     broken = damage(models / "reference", tmp_path / "reference", "model.norm.weight")
-    with pytest.raises(ModelError, match=r"^The reference policy gave sample ppo-3-\d-0 log-probs that are not finite\.$"):
+    with pytest.raises(
+        ModelError, match=r"^The reference policy gave sample ppo-3-\d-0 log-probs that are not finite\.$"
+    ):
         scorer(models, reference_dir=str(broken)).score(trajectories())
