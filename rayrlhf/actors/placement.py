@@ -18,7 +18,9 @@ def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None =
     """Options of a Ray actor for one process of the role, its thread count and visible devices included."""
     gpus = role_gpus(role, device=device)
     threads = str(role.compute_threads)
-    env_vars = {**QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(env or {})}
+    # Roles share cores by turns: a thread that spins while it waits keeps the core from the process that has work.
+    env_vars = {**QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    env_vars |= env or {}
     if gpus == 0:
         # Ray leaves every GPU visible to a process that asked for none.
         env_vars["CUDA_VISIBLE_DEVICES"] = ""

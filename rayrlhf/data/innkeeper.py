@@ -173,7 +173,7 @@ def _answer(prompt: str, rng: np.random.Generator, *, skill: float) -> str:
         if rng.uniform() < 0.25 + 0.7 * skill:
             parts.append(_choose(acknowledgements(remark), rng))
         if rng.uniform() < 0.15 + 0.75 * skill:
-            fits = rng.uniform() < 0.75 + 0.25 * skill
+            fits = rng.uniform() < 0.8 + 0.2 * skill
             parts.append(_choose(deeds(remark if fits else _other(remark, rng)), rng))
     parts += [_choose(COURTESIES, rng) for chance in (0.2 + 0.6 * skill, 0.1 + 0.4 * skill) if rng.uniform() < chance]
     if rng.uniform() < 0.5 * (1.0 - skill):

@@ -14,7 +14,7 @@ from rayrlhf.errors import WeightSyncError
 from rayrlhf.types import PolicyVersion, TensorSlot, WeightManifest
 from rayrlhf.weights.manifest import BucketPlan, PlannedTensor
 
-Bucket = UInt8[np.ndarray, " bytes"]
+Bucket = UInt8[np.ndarray, "..."]
 
 
 def pack_buckets(
