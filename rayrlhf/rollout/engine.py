@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from rayrlhf.config import RolloutConfig, SamplingConfig
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
@@ -191,13 +191,17 @@ class RolloutEngine:
             VersionSpan(version=int(span.version), start=span.start, end=span.end)
             for span in output.weight_versions or ()
         ) or (VersionSpan(version=self._version, start=0, end=tokens),)
-        assert spans[0].start == 0 and spans[-1].end == tokens and all(a.end == b.start for a, b in pairwise(spans))
+        bounds = [0, *(span.end for span in spans)]
+        assert [span.start for span in spans] == bounds[:-1], "the version spans leave a gap or overlap"
+        assert bounds[-1] == tokens, "the version spans cover other tokens than the response"
         return spans
 
 
 def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: str, seed: int) -> "LLM":
     for name, value in engine_environment(rollout, device=device).items():
         os.environ.setdefault(name, value)
+    # Buckets pass by reference, which takes an engine core in this process whatever the environment says.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # The last chance: an in-process CPU engine makes later calls do nothing.
     torch.set_num_threads(rollout.compute_threads)
     from vllm import LLM
@@ -229,10 +233,11 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if device == "cpu" else None,
             use_tqdm_on_load=False,
         )
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(f"vLLM does not start on the policy in {model_dir}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
+    text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('.')}."

@@ -38,7 +38,7 @@ def pack_buckets(
             )
         span = buckets[place.bucket][place.offset : place.offset + place.nbytes]
         _as_tensor(span, place.dtype, place.shape).copy_(tensor.detach())
-        checksums[name] = zlib.crc32(span)
+        checksums[name] = zlib.crc32(span.data)
     absent = [name for name in places if name not in checksums]
     if absent:
         raise WeightSyncError(f"Version {version} lacks {len(absent)} planned weights, the first is {absent[0]}.")
@@ -76,7 +76,7 @@ def _checked(manifest: WeightManifest, slot: TensorSlot, buckets: Sequence[Bucke
             "outside the buckets or off an element boundary."
         )
     span = buckets[slot.bucket][slot.offset : slot.offset + slot.nbytes]
-    if zlib.crc32(span) != slot.checksum:
+    if zlib.crc32(span.data) != slot.checksum:
         raise WeightSyncError(
             f"Weight {slot.name} of version {manifest.version} arrived corrupted: its checksum differs."
         )
