@@ -29,7 +29,7 @@ from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 _HEARD, _HELPED, _COURTEOUS, _FORMED = 0.3, 0.3, 0.2, 0.2
 _FAULT = 0.1
 _ENOUGH_COURTESY = 2
-_MARGIN = 0.25
+_MARGIN = 0.3
 """Least difference in gold between the responses of a preference pair."""
 
 _WORDINGS = 3
@@ -171,7 +171,8 @@ def _answer(prompt: str, rng: np.random.Generator, *, skill: float) -> str:
     remarks = sorted(remarks_of(prompt), key=lambda r: prompt.lower().index(f"the {r.thing} "))
     for remark in remarks:
         if rng.uniform() < 0.25 + 0.7 * skill:
-            parts.append(_choose(acknowledgements(remark), rng))
+            understood = rng.uniform() < 0.8 + 0.2 * skill
+            parts.append(_choose(acknowledgements(remark if understood else _other(remark, rng)), rng))
         if rng.uniform() < 0.15 + 0.75 * skill:
             fits = rng.uniform() < 0.8 + 0.2 * skill
             parts.append(_choose(deeds(remark if fits else _other(remark, rng)), rng))

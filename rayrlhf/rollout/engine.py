@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from rayrlhf.config import RolloutConfig, SamplingConfig
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.rollout.environment import engine_environment, runs_eagerly
+from rayrlhf.rollout.wording import first_sentence
 from rayrlhf.types import PolicyVersion, RolloutRequest, Trajectory, VersionSpan, WeightManifest
 
 if TYPE_CHECKING:
@@ -106,20 +106,10 @@ class RolloutEngine:
         self._broken = SHUT_DOWN
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
 
     def _load(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> None:
         self._llm.start_weight_update()
-        try:
-            self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
-        except WeightSyncError:
-            raise
-        except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
-            raise WeightSyncError(
-                f"vLLM refused a tensor of version {manifest.version}: {_first_line(error)}"
-            ) from error
+        self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
         self._llm.finish_weight_update()
         if not self._llm.reset_prefix_cache():
             raise WeightSyncError(
@@ -234,10 +224,7 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             use_tqdm_on_load=False,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        raise ModelError(f"vLLM does not start on the policy in {model_dir}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return f"{lines[0].rstrip('.')}."
+        raise ModelError(
+            f"vLLM does not start on the policy in {model_dir} with model.max_length={max_length} and "
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {first_sentence(error)}"
+        ) from error

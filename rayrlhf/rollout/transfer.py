@@ -16,6 +16,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from rayrlhf.errors import WeightSyncError
+from rayrlhf.rollout.wording import first_sentence
 from rayrlhf.types import WeightManifest
 from rayrlhf.weights.codec import unpack
 from rayrlhf.weights.transaction import WeightUpdate
@@ -53,11 +55,20 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
         """Load every tensor of the version; WeightSyncError when one is corrupted, missing or unknown to the model."""
         manifest = update_info.manifest
         tensors = WeightUpdate(manifest.version, expected=(slot.name for slot in manifest.slots))
-        loaded = self.model.load_weights(tensors.watch(unpack(manifest, update_info.buckets)))
+        weights = tensors.watch(unpack(manifest, update_info.buckets))
+        try:
+            loaded = self.model.load_weights(weights)
+        except WeightSyncError:
+            raise
+        except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
+            raise WeightSyncError(
+                f"vLLM refused version {manifest.version} at {tensors.last}: {first_sentence(error)}"
+            ) from error
         tensors.commit()
-        expected = {name for name, _ in self.model.named_parameters()} - self._tied.keys()
+        expected = [name for name, _ in self.model.named_parameters() if name not in self._tied]
+        half_loaded = set(_half_loaded(self.model))
         parameters = WeightUpdate(manifest.version, expected=expected, noun="engine parameter")
-        parameters.consume(set(expected if loaded is None else loaded) - set(_half_loaded(self.model)))
+        parameters.consume(sorted(set(expected if loaded is None else loaded) - half_loaded))
         parameters.commit()
 
     def finish_weight_update(self) -> None:

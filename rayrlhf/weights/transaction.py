@@ -18,6 +18,11 @@ class WeightUpdate:
         self._noun = noun
         self._consumed: dict[str, None] = {}
 
+    @property
+    def last(self) -> str | None:
+        """The name brought last."""
+        return next(reversed(self._consumed), None)
+
     def watch(self, weights: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
         """Pass the weights through and note each one the consumer takes."""
         for name, tensor in weights:

@@ -62,7 +62,7 @@ def test_a_forgotten_temperature_is_caught_and_named(thresholds: ParityThreshold
 
 
 def test_a_tail_points_to_arithmetic_or_a_stale_cache() -> None:
-    with pytest.raises(ParityError, match="a tail does not.*prefix cache"):
+    with pytest.raises(ParityError, match=r"a tail does not.*prefix cache"):
         check_parity(mismatch(p99=2.0, max=9.0, outside=0.03), FLOAT32, temperature=1.0)
 
 

@@ -15,7 +15,9 @@ def test_a_whole_update_commits() -> None:
 def test_what_the_consumer_did_not_take_is_missing() -> None:
     update = WeightUpdate(4, expected=["a", "b", "c"])
     stream = update.watch([("a", 1), ("b", 2), ("c", 3)])
+    assert update.last is None
     next(stream)
+    assert update.last == "a"
     with pytest.raises(WeightSyncError, match=r"Version 4 .* 2 missing \(b, c\)"):
         update.commit()
 
