@@ -13,7 +13,7 @@ class ModelConfig(Node):
     path: str | None = None
     """A Hugging Face directory or hub name of a causal language model."""
     init: dict[str, Any] | None = None
-    """Instead of `path`: a transformers configuration (with model_type) for random weights; its tokenizer is trained in the run."""
+    """Instead of `path`: a transformers configuration (with model_type) for random weights; a tokenizer is trained too."""
     vocab_size: int = Field(default=1024, ge=64)
     """Size of the tokenizer trained for `init`."""
     max_length: int = Field(default=128, ge=2)

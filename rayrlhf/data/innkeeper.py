@@ -13,8 +13,8 @@ import numpy as np
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import TaskConfig
 from rayrlhf.data.innkeeper_language import (
+    ASIDES,
     COURTESIES,
-    JOINS,
     OPENINGS,
     RUDE,
     STATES,
@@ -29,11 +29,8 @@ from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 _HEARD, _HELPED, _COURTEOUS, _FORMED = 0.3, 0.3, 0.2, 0.2
 _FAULT = 0.1
 _ENOUGH_COURTESY = 2
-_MARGIN = 0.3
+_MARGIN = 0.25
 """Least difference in gold between the responses of a preference pair."""
-
-_WORDINGS = 3
-"""Ways in which a guest says the same."""
 
 _REMARK = re.compile(r"\bthe (\w+) was (\w+)", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.]*\.|[^.]+$")
@@ -143,26 +140,17 @@ class Innkeeper:
             yield Preference(prompt=prompt, chosen=better, rejected=worse)
 
     def _all_prompts(self, heldout_fraction: float) -> Split[str]:
-        """Every remark and every pair of remarks, in some wordings; held out by what is said, not by how."""
+        """Every remark in every wording, with every aside."""
         rng = np.random.default_rng(derive_seed(self._seed, "innkeeper", "prompts"))
-        remarks = all_remarks()
-        said = [[remark] for remark in remarks] + [[a, b] for a in remarks for b in remarks if a.thing != b.thing]
-        order = rng.permutation(len(said))
-        cut = round(len(said) * heldout_fraction)
-
-        def word(numbers: np.ndarray) -> list[str]:
-            texts = [_ask(said[number], rng) for _ in range(_WORDINGS) for number in numbers]
-            return list(dict.fromkeys(texts))
-
-        return Split(train=word(order[cut:]), heldout=word(order[:cut]))
-
-
-def _ask(remarks: list[Remark], rng: np.random.Generator) -> str:
-    first = OPENINGS[int(rng.integers(len(OPENINGS)))].format(x=remarks[0].thing, p=remarks[0].state)
-    if len(remarks) == 1:
-        return f"Guest: {first}.\nHost:"
-    second = JOINS[int(rng.integers(len(JOINS)))].format(y=remarks[1].thing, q=remarks[1].state)
-    return f"Guest: {first}{second}\nHost:"
+        texts = [
+            f"Guest: {opening.format(x=remark.thing, p=remark.state)}{aside}\nHost:"
+            for remark in all_remarks()
+            for opening in OPENINGS
+            for aside in ASIDES
+        ]
+        order = rng.permutation(len(texts))
+        cut = round(len(texts) * heldout_fraction)
+        return Split(train=[texts[i] for i in order[cut:]], heldout=[texts[i] for i in order[:cut]])
 
 
 def _answer(prompt: str, rng: np.random.Generator, *, skill: float) -> str:

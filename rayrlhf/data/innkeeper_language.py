@@ -49,14 +49,24 @@ RUDE = (
 )
 
 OPENINGS = (
-    "The {x} was {p}",
-    "Last night the {x} was {p}",
-    "This morning the {x} was {p}",
-    "I must say the {x} was {p}",
-    "Good evening. The {x} was {p}",
-    "My wife says the {x} was {p}",
+    "The {x} was {p}.",
+    "Last night the {x} was {p}.",
+    "This morning the {x} was {p}.",
+    "I must say the {x} was {p}.",
+    "Good evening. The {x} was {p}.",
+    "My wife says the {x} was {p}.",
 )
-JOINS = (" and the {y} was {q}.", ". Also the {y} was {q}.", ", but the {y} was {q}.")
+ASIDES = (
+    "",
+    " We leave at noon.",
+    " We came by the coast road.",
+    " It rained all day.",
+    " My brother sends his regards.",
+    " We will be back in spring.",
+    " The view is fine.",
+    " I write letters for a paper.",
+)
+"""What a guest says beside the point."""
 
 SentenceKind = Literal["acknowledge", "deed", "courtesy", "rude"]
 

@@ -150,6 +150,8 @@ class RolloutEngine:
             temperature=self._sampling.temperature,
             max_tokens=min(self._sampling.max_new_tokens, self._max_length - request.prompt_ids.size),
             seed=request.seed,
+            # vLLM adds the end tokens of the model's generation_config.json otherwise, whatever the engine's setting.
+            ignore_eos=True,
             stop_token_ids=list(self._eos),
             logprobs=0,
             flat_logprobs=True,
@@ -212,7 +214,7 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             dtype=resolve_dtype_name(rollout.dtype, device),
             max_model_len=max_length,
             seed=seed,
-            # The defaults of a model's generation_config.json (top_p, penalties) must not bend the distribution.
+            # No sampling defaults from the model's generation_config.json: the distribution is the configuration's.
             generation_config="vllm",
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": TRANSFER_BACKEND},

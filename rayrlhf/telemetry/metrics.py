@@ -52,7 +52,11 @@ METRICS: dict[str, Metric] = {
     "kl/reference_token": Metric("mean", "nats/token", "The same per token."),
     "kl/coef": Metric("last", "", "Coefficient of the KL term."),
     # engine against learner
-    "mismatch/p50": Metric("mean", "nats", "Median |engine - learner| log-prob of the sampled tokens; the same weights when staleness is 0."),
+    "mismatch/p50": Metric(
+        "mean",
+        "nats",
+        "Median |engine - learner| log-prob of the sampled tokens; the same weights when staleness is 0.",
+    ),
     "mismatch/p95": Metric("mean", "nats", "95th percentile of the same."),
     "mismatch/p99": Metric("mean", "nats", "99th percentile of the same."),
     "mismatch/max": Metric("max", "nats", "Largest of the same."),

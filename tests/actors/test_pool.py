@@ -134,7 +134,7 @@ async def test_deadlines_and_causes_keep_their_meaning() -> None:
     await pool.start()
     with pytest.raises(DataError, match=r"^Row 7 is bad\.$"):
         await pool.call("refuse")
-    with pytest.raises(WorkerError, match="doubling worker 0 .crash. failed: ZeroDivisionError: by hand"):
+    with pytest.raises(WorkerError, match=r"doubling worker 0 .crash. failed: ZeroDivisionError: by hand"):
         await pool.call("crash")
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match="Waited 1 s for doubling worker 0"):

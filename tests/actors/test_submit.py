@@ -45,6 +45,7 @@ def free_ports(count: int) -> list[int]:
 def environment_of(token: str | None) -> dict[str, str]:
     """Token authentication with a token of the test's own, or with none: the user's is neither read nor replaced."""
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    # As cluster/README.md asks: a job's `python` is the first one on the PATH that its head was started with.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         environment.pop(name, None)
@@ -127,13 +128,14 @@ def head() -> Iterator[Head]:
 
 
 def test_a_job_that_works_ends_with_0_and_shows_its_log(head: Head) -> None:
-    program = "import os, rayrlhf.errors; print('the job', 'spoke'); print('code from', rayrlhf.errors.__file__)"
-    done = submit(head, "--", "python", "-c", program)
+    program = "import sys, rayrlhf.errors; print('the job', 'spoke'); print('code from', rayrlhf.errors.__file__)"
+    done = submit(head, "--", "python", "-c", f"{program}; print('prefix', sys.prefix)")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the job spoke" in done.stdout
     assert "package:" in done.stdout
     came_from = next(line for line in done.stdout.splitlines() if line.startswith("code from "))
     assert "working_dir_files" in came_from, "the code that ran is not the code that travelled"
+    assert f"prefix {sys.prefix}" in done.stdout.splitlines(), "the job ran outside the head's environment"
 
 
 def test_only_the_named_environment_travels(head: Head) -> None:
@@ -186,7 +188,7 @@ def test_ctrl_c_stops_the_waiting_and_not_the_job(head: Head) -> None:
     assert f"ray job stop --address {head.address} {job}" in seen
     assert "RUNNING" in ray_job(head, "status", job)
     ray_job(head, "stop", job)
-    assert "STOPPED" in ray_job(head, "status", job)
+    assert "was stopped" in ray_job(head, "status", job)
 
 
 def test_an_impatient_wait_says_that_the_job_goes_on(head: Head) -> None:

@@ -49,7 +49,8 @@ def main(run: Path, root: str) -> None:
         repeated = repeated_share([(row["prompt"], row["response"]) for row in rows])
         print(
             f"step {step:4d}: {len(rows)} continuations, positive {positive:.3f} (with their openings {whole:.3f}), "
-            f"distinct-2 {distinct_n(texts, 2):.3f}, repeated {repeated:.3f}, score {sum(r['score'] for r in rows) / len(rows):.2f}"
+            f"distinct-2 {distinct_n(texts, 2):.3f}, repeated {repeated:.3f}, "
+            f"score {sum(row['score'] for row in rows) / len(rows):.2f}"
         )
 
 

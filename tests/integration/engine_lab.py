@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 VOCAB = 128
 EOS = [1, 5]
+STRANGE_END = 9
 MAX_LENGTH = 256
 TEMPERATURE = 0.7
 
@@ -49,8 +50,9 @@ def make_policy(directory: Path, *, seed: int, tied: bool, vocab: int = VOCAB) -
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             weight.copy_(1 + 0.2 * noise if "norm" in name else 0.3 * noise)
-    # Defaults that the engine must ignore: they would bend the distribution.
-    model.generation_config.update(do_sample=True, top_k=5, top_p=0.5, repetition_penalty=1.5)
+    # Defaults that the engine must ignore: they would bend the distribution, or end responses at a token of their own.
+    ends = [EOS[0], STRANGE_END]
+    model.generation_config.update(do_sample=True, top_k=5, top_p=0.5, repetition_penalty=1.5, eos_token_id=ends)
     model.save_pretrained(directory)
     return directory
 

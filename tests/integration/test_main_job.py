@@ -1,6 +1,7 @@
 """The contract of a finished run's folder, on a tiny version of the quickstart."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, rows
+from conftest import QUICKSTART, ROOT, TINY, rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rayrlhf.config import parse_config
+from rayrlhf.config import load_config, parse_config
+from rayrlhf.data.batching import collate
+from rayrlhf.data.dataset import load_preferences, tokenize_preferences
+from rayrlhf.models.forward import sequence_scores
+from rayrlhf.models.load import load_reward_model
 from rayrlhf.telemetry.metrics import METRICS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -120,7 +125,7 @@ print("TOKENS" + json.dumps([list(o.outputs[0].token_ids) for o in out]))
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**__import__("os").environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"},
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"},
             timeout=240,
         )
         assert engine.returncode == 0, engine.stderr[-3000:]
@@ -128,17 +133,18 @@ print("TOKENS" + json.dumps([list(o.outputs[0].token_ids) for o in out]))
         assert json.loads(line.removeprefix("TOKENS")) == expected
 
 
-def test_the_exported_reward_model_gives_the_logged_scores_in_stock_transformers(trained: Path) -> None:
+def test_the_exported_reward_model_scores_alike_in_stock_transformers(trained: Path) -> None:
+    config = load_config(QUICKSTART, TINY)
     directory = trained / "reward_model"
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
-    finished = [row for row in rows(trained / "samples.jsonl") if row["finish"] == "eos"][:4]
-    cut = [row for row in rows(trained / "samples.jsonl") if row["finish"] == "length"][:4]
-    assert cut or finished
-    for row in finished + cut:
-        ids = tokenizer(row["prompt"]).input_ids + tokenizer(row["response"], add_special_tokens=False).input_ids
-        ids += [tokenizer.eos_token_id] if row["finish"] == "eos" else []
-        with torch.no_grad():
-            score = model(torch.tensor([ids])).logits.item()
-        decoded_again = tokenizer.decode(ids, skip_special_tokens=True) == row["prompt"] + row["response"]
-        assert not decoded_again or score == pytest.approx(row["score"], abs=1e-4)
+    model, info = AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+    assert model.config.pad_token_id not in (None, model.config.eos_token_id)
+    pairs = tokenize_preferences(load_preferences(config).heldout[:8], tokenizer, config)
+    sequences = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    whole = collate(sequences, [1] * len(sequences), range(len(sequences)), pad_id=tokenizer.pad_token_id)
+    with torch.no_grad():
+        stock = model.eval()(whole.input_ids, attention_mask=whole.attention_mask.long()).logits.squeeze(-1)
+        ours = sequence_scores(load_reward_model(str(directory)), whole)
+    torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-5)

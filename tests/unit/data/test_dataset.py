@@ -183,7 +183,7 @@ def test_a_malformed_file_is_one_sentence(tmp_path: Path, name: str, content: st
 def test_a_missing_file_names_the_root(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl does not exist .data\.root is"):
         load_demonstrations(config(tmp_path, demonstrations={"path": "absent.jsonl", "format": "demonstrations"}))
-    with pytest.raises(DataError, match="neither a data file .* nor a data set"):
+    with pytest.raises(DataError, match=r"neither a data file .* nor a data set"):
         load_demonstrations(config(tmp_path, demonstrations={"path": "some/absent_set", "format": "demonstrations"}))
 
 

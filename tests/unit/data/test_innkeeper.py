@@ -54,7 +54,7 @@ def test_gold_is_defined_for_any_text(prompt: str, response: str) -> None:
 def test_every_remark_is_understood_in_every_wording() -> None:
     for remark in all_remarks():
         for opening in OPENINGS:
-            text = f"Guest: {opening.format(x=remark.thing, p=remark.state)}.\nHost:"
+            text = f"Guest: {opening.format(x=remark.thing, p=remark.state)}\nHost:"
             assert remarks_of(text) == {remark}
     assert remarks_of("Guest: The soup was cosy.\nHost:") == set()
     assert remarks_of(PROMPT) == {Remark("soup", "cold"), Remark("bed", "cosy")}
@@ -72,14 +72,13 @@ def test_a_seed_makes_the_same_task_and_another_seed_another() -> None:
         assert read(task(1, **small)) != read(task(2, **small))
 
 
-def test_no_held_out_remarks_occur_in_training() -> None:
+def test_no_held_out_prompt_occurs_in_training() -> None:
     made = task(demonstrations=500, preferences=500)
+    heldout = {row.prompt for row in made.prompts().heldout}
+    assert len(heldout) == 240
     for split in (made.prompts(), made.demonstrations(), made.preferences()):
-        said = [{frozenset(remarks_of(str(row.prompt))) for row in part} for part in (split.train, split.heldout)]
-        pairs = [{s for s in part if len(s) == 2} for part in said]
-        ordered = [{str(row.prompt) for row in part} for part in (split.train, split.heldout)]
-        assert not ordered[0] & ordered[1]
-        assert pairs[1]
+        assert not heldout & {row.prompt for row in split.train}
+        assert {row.prompt for row in split.heldout} <= heldout
 
 
 def test_demonstrations_are_of_mixed_quality() -> None:

@@ -45,7 +45,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=240)
             assert process.returncode == 0, output
     finally:
         for process in processes:
