@@ -1,11 +1,14 @@
 """Submit a job to a Ray cluster, follow it by its status, and end with its result."""
 
+import os
 import re
 import shlex
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 import yaml
@@ -14,6 +17,8 @@ from rayrlhf.errors import ConfigError, RayrlhfError, ResourceError, WorkerError
 
 _POLL_SECONDS = 1.0
 _REACH_SECONDS = 20.0
+_SILENCE_SECONDS = 60.0
+"""How long a head may not answer while its job is followed."""
 _MODULE = "-m rayrlhf.cli.main"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,7 +61,8 @@ def submit(
     client = _connect(address)
     print(f"package: {_package_bytes(working_dir, environment) / 2**20:.1f} MiB from {working_dir.resolve()}")
     job_id = client.submit_job(
-        entrypoint=_portable(command), runtime_env={**environment, "working_dir": str(working_dir.resolve())}
+        entrypoint=_portable(command, local=_on_this_machine(address)),
+        runtime_env={**environment, "working_dir": str(working_dir.resolve())},
     )
     print(f"job: {job_id} on {address}", flush=True)
     if not wait:
@@ -68,22 +74,39 @@ def submit(
         return 130
 
 
-def _portable(command: list[str]) -> str:
-    """`rayrlhf` by module, so that the code that travelled with the job is the code that runs."""
+def _portable(command: list[str], *, local: bool) -> str:
+    """`rayrlhf` by module, so that the code that travelled with the job is the code that runs.
+
+    A head on this machine is given this Python; elsewhere the nodes' own `python` is the one with the packages.
+    """
     if command[0] == "rayrlhf":
-        return f"python {_MODULE} {shlex.join(command[1:])}"
+        python = shlex.quote(sys.executable) if local else "python"
+        return f"{python} {_MODULE} {shlex.join(command[1:])}"
     return shlex.join(command)
+
+
+def _on_this_machine(address: str) -> bool:
+    return urlsplit(_url(address)).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _url(address: str) -> str:
+    return address if address.startswith("http") else f"http://{address}"
 
 
 def _connect(address: str) -> Any:
     import requests
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    url = address if address.startswith("http") else f"http://{address}"
+    url = _url(address)
     deadline = time.monotonic() + _REACH_SECONDS
     try:
         requests.get(f"{url}/api/version", timeout=_REACH_SECONDS / 2)
         return JobSubmissionClient(url)
+    except AuthenticationError:
+        raise ResourceError(
+            f"The Ray job server at {address} refused this token: set RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's."
+        ) from None
     except (requests.RequestException, ConnectionError, RuntimeError) as error:
         waited = _REACH_SECONDS - max(0.0, deadline - time.monotonic())
         raise ResourceError(
@@ -94,12 +117,25 @@ def _connect(address: str) -> Any:
 
 def _follow(client: Any, job_id: str, *, timeout: float) -> int:
     """Print new log lines until the status is final. The status decides: a log stream can end before its job."""
+    import requests
+
     deadline = time.monotonic() + timeout if timeout else float("inf")
     printed = 0
+    answered = time.monotonic()
     while True:
-        info = client.get_job_info(job_id)
+        try:
+            info = client.get_job_info(job_id)
+            logs = client.get_job_logs(job_id)
+        except (requests.RequestException, RuntimeError) as error:
+            silent = time.monotonic() - answered
+            if silent > _SILENCE_SECONDS:
+                raise WorkerError(
+                    f"The Ray head has not answered for {silent:.0f} s ({type(error).__name__}): the job {job_id} may go on."
+                ) from None
+            time.sleep(_POLL_SECONDS)
+            continue
+        answered = time.monotonic()
         final = info.status.is_terminal()
-        logs = client.get_job_logs(job_id)
         print(logs[printed:], end="", flush=True)
         printed = len(logs)
         if final:
@@ -131,16 +167,14 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 
 def _package_bytes(working_dir: Path, environment: dict[str, Any]) -> int:
-    """Size of what travels, top-level excludes left out."""
-    skipped = set(environment.get("excludes", []))
-    files = (
-        path
-        for top in working_dir.iterdir()
-        if top.name not in skipped
-        for path in ([top] if top.is_file() else top.rglob("*"))
-        if path.is_file()
-    )
-    return sum(path.stat().st_size for path in files)
+    """Size of what travels, before packing; excluded names are left out at any depth."""
+    skipped = {str(pattern).removeprefix("**/") for pattern in environment.get("excludes", [])}
+    total = 0
+    for folder, folders, files in os.walk(working_dir):
+        folders[:] = [name for name in folders if name not in skipped]
+        kept = [name for name in files if not any(fnmatch(name, pattern) for pattern in skipped)]
+        total += sum((Path(folder) / name).stat().st_size for name in kept)
+    return total
 
 
 if __name__ == "__main__":

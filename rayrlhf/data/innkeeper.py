@@ -29,7 +29,7 @@ from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 _HEARD, _HELPED, _COURTEOUS, _FORMED = 0.3, 0.3, 0.2, 0.2
 _FAULT = 0.1
 _ENOUGH_COURTESY = 2
-_MARGIN = 0.25
+_MARGIN = 0.3
 """Least difference in gold between the responses of a preference pair."""
 
 _REMARK = re.compile(r"\bthe (\w+) was (\w+)", re.IGNORECASE)
