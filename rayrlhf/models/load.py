@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -131,6 +132,16 @@ def load_critic(reward_model_path: str) -> PreTrainedModel:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def end_token_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response: the tokenizer's own, and those of the model's generation_config.json."""
+    try:
+        listed = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        listed = None
+    more = listed if isinstance(listed, list) else ([] if listed is None else [listed])
+    return sorted({tokenizer.eos_token_id, *more})
 
 
 def _load(auto: Any, path: str, *, role: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:

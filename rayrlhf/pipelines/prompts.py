@@ -6,6 +6,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_prompts, task_best_gold, tokenize_prompts
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
+from rayrlhf.models.load import end_token_ids
 from rayrlhf.types import Prompt
 
 
@@ -36,6 +37,6 @@ def load_prompt_set(config: RunConfig, *, policy_dir: str) -> PromptSet:
     return PromptSet(
         train=train,
         heldout=heldout,
-        eos_token_ids=[tokenizer.eos_token_id],
+        eos_token_ids=end_token_ids(policy_dir, tokenizer),
         gold_best=task_best_gold(config, [prompt.text for prompt in judged]),
     )

@@ -80,6 +80,7 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
             raise
         finally:
             ray.shutdown()
+    folder.root.joinpath("failure.json").unlink(missing_ok=True)
     console.note(f"Report: {write_report(folder.root)}")
     _show_outcome(console, summary)
     return folder.root
