@@ -159,10 +159,10 @@ def _answer(prompt: str, rng: np.random.Generator, *, skill: float) -> str:
     remarks = sorted(remarks_of(prompt), key=lambda r: prompt.lower().index(f"the {r.thing} "))
     for remark in remarks:
         if rng.uniform() < 0.25 + 0.7 * skill:
-            understood = rng.uniform() < 0.8 + 0.2 * skill
+            understood = rng.uniform() < 0.92 + 0.08 * skill
             parts.append(_choose(acknowledgements(remark if understood else _other(remark, rng)), rng))
         if rng.uniform() < 0.15 + 0.75 * skill:
-            fits = rng.uniform() < 0.8 + 0.2 * skill
+            fits = rng.uniform() < 0.88 + 0.12 * skill
             parts.append(_choose(deeds(remark if fits else _other(remark, rng)), rng))
     parts += [_choose(COURTESIES, rng) for chance in (0.2 + 0.6 * skill, 0.1 + 0.4 * skill) if rng.uniform() < chance]
     if rng.uniform() < 0.5 * (1.0 - skill):

@@ -20,6 +20,7 @@ from rayrlhf.actors.cluster import (
 )
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig, Stage
+from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
 from rayrlhf.errors import ConfigError, RayrlhfError
 from rayrlhf.models.load import check_model_dir
 from rayrlhf.models.size import count_parameters
@@ -63,6 +64,7 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
     console = Console()
     config = config if only is None else config.model_copy(update={"stages": [only]})
     _check_models(config)
+    _check_data(config)
     report = preflight(config)
     for warning in report.warnings:
         console.warn(warning)
@@ -169,6 +171,15 @@ def _check_models(config: RunConfig) -> None:
         check_model_dir(config.reward.base, role="reward model backbone")
     if "ppo" in config.stages and config.ppo.reward_model is not None:
         check_model_dir(config.ppo.reward_model, role="reward model")
+
+
+def _check_data(config: RunConfig) -> None:
+    """Read every source once before anything starts, so that a bad file is known now and not after the stages before it."""
+    loaders = {"sft": load_demonstrations, "reward": load_preferences, "ppo": load_prompts}
+    for stage in config.stages:
+        loaders[stage](config)
+    if "ppo" in config.stages and config.model.path is not None:
+        load_prompt_set(config, policy_dir=config.model.path)
 
 
 def _open_folder(folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None) -> None:
