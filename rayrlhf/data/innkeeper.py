@@ -167,6 +167,8 @@ def _answer(prompt: str, rng: np.random.Generator, *, skill: float) -> str:
     parts += [_choose(COURTESIES, rng) for chance in (0.2 + 0.6 * skill, 0.1 + 0.4 * skill) if rng.uniform() < chance]
     if rng.uniform() < 0.5 * (1.0 - skill):
         parts.insert(int(rng.integers(len(parts) + 1)), _choose(RUDE, rng))
+    if parts and rng.uniform() < 0.3 * (1.0 - skill):
+        parts.append(parts[-1])
     return " " + " ".join(parts or [_choose(RUDE, rng)])
 
 
