@@ -129,7 +129,7 @@ def inspect(config: RunConfig, nodes: list[Node], *, output_dir: Path, object_st
     device = config.device if config.device != "auto" else ("cuda" if gpus > 0 else "cpu")
     report = Preflight(device=device, nodes=nodes, shortages=shortages(needs_of(config, device=device), nodes))
     if device == "cuda" and gpus == 0:
-        report.shortages.insert(0, "device=cuda asks for a GPU and there is none (use device=cpu or device=auto)")
+        report.shortages = ["device=cuda asks for a GPU and there is none (use device=cpu or device=auto)"]
     _check_disk(report, output_dir)
     _check_versions(report)
     store = (

@@ -94,13 +94,20 @@ class ReplicaPool:
     async def _replace(self, lost: Replica, loss: ActorLostError) -> None:
         if lost not in self._replicas:
             return  # Another call on it saw the loss first.
-        self.restarts += 1
-        if self.restarts > self.max_restarts:
-            raise WorkerError(f"{loss} The {self.role} pool has used its {self.max_restarts} replacements.") from loss
-        ray.kill(lost.handle)
-        replacement = self._spawn()
-        self._replicas[self._replicas.index(lost)] = replacement
-        await self._bring_up(replacement)
+        while True:
+            self.restarts += 1
+            if self.restarts > self.max_restarts:
+                raise WorkerError(
+                    f"{loss} The {self.role} pool has used its {self.max_restarts} replacements."
+                ) from loss
+            ray.kill(lost.handle)
+            replacement = self._spawn()
+            self._replicas[self._replicas.index(lost)] = replacement
+            try:
+                await self._bring_up(replacement)
+                return
+            except ActorLostError as again:
+                lost, loss = replacement, again
 
     async def _least_loaded(self) -> Replica:
         """The ready replica with the fewest unanswered calls; waits while all are being replaced."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class RolloutWorker:
     """One engine in one process."""
 
     def __init__(self, config: RunConfig, model_dir: str, device: str, eos_token_ids: list[int], number: int) -> None:
-        self._engine = RolloutEngine(
+        self._make = partial(
+            RolloutEngine,
             model_dir,
             sampling=config.sampling,
             rollout=config.rollout,
@@ -40,7 +42,8 @@ class RolloutWorker:
         )
 
     def ready(self) -> None:
-        """Answers once the engine is made."""
+        """Make the engine: a call can tell why it failed, where a constructor would only leave a dead process."""
+        self._engine = self._make()
 
     def generate(self, requests: list[RolloutRequest]) -> tuple[list[Trajectory], RolloutInfo]:
         """Draw one response for each request, in order."""

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rayrlhf.actors.placement import actor_options, spawn
@@ -24,7 +25,8 @@ class ScoringWorker:
     """One scorer in one process."""
 
     def __init__(self, config: RunConfig, reward_model_dir: str, reference_dir: str, device: str) -> None:
-        self._scorer = TrajectoryScorer(
+        self._make = partial(
+            TrajectoryScorer,
             reward_model_dir=reward_model_dir,
             reference_dir=reference_dir,
             micro_batch_tokens=config.scoring.micro_batch_tokens,
@@ -35,7 +37,8 @@ class ScoringWorker:
         )
 
     def ready(self) -> None:
-        """Answers once the models are loaded."""
+        """Load the models: a call can tell why it failed, where a constructor would only leave a dead process."""
+        self._scorer = self._make()
 
     def score(self, trajectories: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
         """Score every trajectory, in order."""

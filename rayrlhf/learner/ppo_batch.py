@@ -189,7 +189,6 @@ def batch_figures(
         "rollout/length": float(np.mean(lengths)),
         "rollout/length_max": float(max(lengths)),
         "rollout/truncated": float(batch.truncated.float().mean()),
-        "rollout/repeated": _repeated_share(scored),
         "rollout/staleness": float(version - min(t.min_version for t in trajectories)),
         "rollout/version": float(max(span.version for t in trajectories for span in t.version_spans)),
     }
@@ -204,9 +203,3 @@ def batch_figures(
         "mismatch/max": gap.max,
         "mismatch/outside": gap.outside,
     }
-
-
-def _repeated_share(scored: Sequence[ScoredTrajectory]) -> float:
-    first: dict[str, int] = {}
-    prompts = [(item.response_text, item.trajectory.sample_id.prompt_id) for item in scored]
-    return sum(first.setdefault(text, prompt) != prompt for text, prompt in prompts) / len(prompts)

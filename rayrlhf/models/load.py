@@ -37,6 +37,29 @@ def check_model_dir(path: str, *, role: str) -> None:
         raise ModelError(f"The {role} directory {path} holds no weights (no *.safetensors file).")
 
 
+def check_context(path: str, *, max_length: int) -> None:
+    """ModelError when a model's positions end before `max_length` tokens."""
+    context = getattr(_config(path, role="policy").get_text_config(), "max_position_embeddings", None)
+    if context is not None and max_length > context:
+        raise ModelError(
+            f"model.max_length={max_length} exceeds the {context} positions of the policy {path}: lower it to {context}."
+        )
+
+
+def check_reward_model(path: str) -> None:
+    """ModelError unless `path` may hold a reward model: one label, and a pad token that does not end a sequence."""
+    check_model_dir(path, role="reward model")
+    config = _config(path, role="reward model")
+    if config.num_labels != 1:
+        raise ModelError(f"The reward model {path} gives {config.num_labels} labels; a reward model gives 1 score.")
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is None or config.pad_token_id in ends:
+        raise ModelError(
+            f"The reward model {path} has pad_token_id {config.pad_token_id} and eos_token_id {config.eos_token_id}: "
+            f"tools would read its score at different tokens; give it a pad token of its own."
+        )
+
+
 def make_policy(init: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
     """A causal language model with random weights; `init` is a transformers configuration with its model_type."""
     settings = dict(init)
@@ -99,16 +122,7 @@ def make_reward_model(base_path: str, tokenizer: PreTrainedTokenizerBase, *, see
 
 def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A trained reward model; ModelError if any weight of it, above all its head, would be newly initialised."""
-    check_model_dir(path, role="reward model")
-    config = _config(path, role="reward model")
-    if config.num_labels != 1:
-        raise ModelError(f"The reward model {path} gives {config.num_labels} labels; a reward model gives 1 score.")
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.pad_token_id is None or config.pad_token_id in ends:
-        raise ModelError(
-            f"The reward model {path} has pad_token_id {config.pad_token_id} and eos_token_id {config.eos_token_id}: "
-            f"tools would read its score at different tokens; give it a pad token of its own."
-        )
+    check_reward_model(path)
     model, missing = _load(AutoModelForSequenceClassification, path, role="reward model", dtype=dtype)
     if missing:
         raise ModelError(

@@ -1,9 +1,10 @@
 """What a run will do, in numbers, before it does it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rayrlhf.actors.placement import role_gpus
-from rayrlhf.config import RoleConfig, RunConfig
+from rayrlhf.config import RoleConfig, RunConfig, Stage, SupervisedConfig
 from rayrlhf.telemetry.console import Console, format_bytes
 
 GIB = 2**30
@@ -16,6 +17,8 @@ class Plan:
     parameters: int
     """Of the policy; the critic and the reward model are of nearly the same size."""
     device: str
+    rows: Mapping[Stage, int] = field(default_factory=dict)
+    """Rows each stage trains on, where they have been read."""
 
     @property
     def learner_bytes(self) -> int:
@@ -68,15 +71,20 @@ def show_plan(console: Console, config: RunConfig, plan: Plan) -> None:
         f"{config.name}: {plan.parameters / 1e6:.2f} M parameters on {plan.device}, stages {', '.join(config.stages)}"
     )
     console.table(title, ["role", "processes", "each", "models, estimated"], rows)
-    console.table("batches", ["stage", "one step", "optimizer updates"], _batch_rows(config))
+    console.table("batches", ["stage", "one step", "optimizer updates"], _batch_rows(config, plan.rows))
 
 
-def _batch_rows(config: RunConfig) -> list[list[str]]:
+def _batch_rows(config: RunConfig, counts: Mapping[Stage, int]) -> list[list[str]]:
     rows = []
-    for stage, settings, what in (("sft", config.sft, "demonstrations"), ("reward", config.reward, "pairs")):
+    stages: list[tuple[Stage, SupervisedConfig, str]] = [
+        ("sft", config.sft, "demonstrations"),
+        ("reward", config.reward, "pairs"),
+    ]
+    for stage, settings, what in stages:
         if stage in config.stages:
-            length = f"at most {settings.max_steps}" if settings.max_steps else f"{settings.epochs} epochs"
-            rows.append([stage, f"{settings.prompts_per_step} {what}", f"1 a step, {length}"])
+            rows.append(
+                [stage, f"{settings.prompts_per_step} {what}", _supervised_updates(settings, counts.get(stage))]
+            )
     if "ppo" in config.stages:
         ppo = config.ppo
         each = ppo.samples_per_step // ppo.minibatches
@@ -89,3 +97,11 @@ def _batch_rows(config: RunConfig) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _supervised_updates(settings: SupervisedConfig, rows: int | None) -> str:
+    epochs = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
+    if rows is None:
+        return f"1 a step, {epochs}" + (f", at most {settings.max_steps}" if settings.max_steps else "")
+    updates = settings.epochs * -(-rows // settings.prompts_per_step)
+    return f"1 a step, {epochs} of {rows:,}: {min(updates, settings.max_steps or updates):,} in all"

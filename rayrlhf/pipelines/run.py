@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from rayrlhf.actors.cluster import (
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig, Stage
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
+from rayrlhf.data.schema import Split
 from rayrlhf.errors import ConfigError, RayrlhfError
-from rayrlhf.models.load import check_model_dir
+from rayrlhf.models.load import check_context, check_model_dir, check_reward_model
 from rayrlhf.models.size import count_parameters
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
@@ -64,17 +67,19 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
     console = Console()
     config = config if only is None else config.model_copy(update={"stages": [only]})
     _check_models(config)
-    _check_data(config)
+    rows = _check_data(config)
     report = preflight(config)
     for warning in report.warnings:
         console.warn(warning)
     demand(report)
     folder = RunFolder(config)
     _open_folder(folder, config, console, resume=resume, only=only)
-    show_plan(console, config, Plan(parameters=count_parameters(config.model), device=report.device))
+    show_plan(console, config, Plan(parameters=count_parameters(config.model), device=report.device, rows=rows))
     with MemorySampler() as memory:
         if not ray.is_initialized():
             connect(config)
+        # What a scheduler or `ray job stop` sends is met as Ctrl-C is: the loop unwinds, the actors end, --resume goes on.
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         try:
             summary = _run(config, folder, console, memory, device=report.device, resume=resume)
         except (RayrlhfError, KeyboardInterrupt) as failure:
@@ -167,19 +172,27 @@ def _reward_model(config: RunConfig, folder: RunFolder) -> str:
 def _check_models(config: RunConfig) -> None:
     if config.model.path is not None:
         check_model_dir(config.model.path, role="policy")
+        check_context(config.model.path, max_length=config.model.max_length)
     if "reward" in config.stages and config.reward.base is not None:
         check_model_dir(config.reward.base, role="reward model backbone")
     if "ppo" in config.stages and config.ppo.reward_model is not None:
-        check_model_dir(config.ppo.reward_model, role="reward model")
+        check_reward_model(config.ppo.reward_model)
 
 
-def _check_data(config: RunConfig) -> None:
-    """Read every source once before anything starts, so that a bad file is known now and not after the stages before it."""
-    loaders = {"sft": load_demonstrations, "reward": load_preferences, "ppo": load_prompts}
-    for stage in config.stages:
-        loaders[stage](config)
+def _check_data(config: RunConfig) -> dict[Stage, int]:
+    """Read every source once before anything starts, so that a bad file is known now and not after the stages before it.
+
+    Answers with the rows each stage trains on.
+    """
+    loaders: dict[Stage, Callable[[RunConfig], Split[Any]]] = {
+        "sft": load_demonstrations,
+        "reward": load_preferences,
+        "ppo": load_prompts,
+    }
+    rows = {stage: len(loaders[stage](config).train) for stage in config.stages}
     if "ppo" in config.stages and config.model.path is not None:
         load_prompt_set(config, policy_dir=config.model.path)
+    return rows
 
 
 def _open_folder(folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None) -> None:

@@ -50,6 +50,14 @@ class Doubler:
         raise ZeroDivisionError("by hand")
 
 
+class Fragile(Doubler):
+    """Its second process dies while it starts."""
+
+    def ready(self) -> None:
+        if self.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
@@ -157,3 +165,15 @@ async def test_a_dead_actor_is_told_from_a_failed_call() -> None:
     handle = spawn(Doubler, {"num_cpus": 0}, 0)
     with pytest.raises(ActorLostError, match="the call failed: its process died"):
         await resolve(handle.die.remote(), what="the call", timeout=30.0)
+
+
+async def test_a_replacement_that_dies_while_it_starts_is_replaced_too() -> None:
+    pool = make_pool(1)
+    pool.spawn = lambda number: spawn(Fragile, {"num_cpus": 0}, number)
+    await pool.start()
+    deaths: list[None] = []
+    with pytest.raises(WorkerError, match="has used its 2 replacements"):
+        await pool.call("die", on_loss=lambda: deaths.append(None))
+    assert pool.restarts == 3
+    assert len(deaths) == 2
+    pool.stop()

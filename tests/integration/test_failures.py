@@ -74,6 +74,34 @@ def test_asynchronous_training_keeps_its_bound(ppo_only: list[str], tmp_path: Pa
     assert logged[-1]["ledger/trained"] == 4 * 16
 
 
+def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path: Path) -> None:
+    """SIGTERM, as a scheduler sends it: no process is left behind, and --resume goes on."""
+    run = tmp_path / "ended"
+    arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=12", "checkpoint.every=1", f"output_dir={tmp_path}"]
+    with open(tmp_path / "log", "wb") as sink:
+        process = subprocess.Popen(
+            command(*arguments, "name=ended"), cwd=ROOT, env=ENVIRONMENT, stdout=sink, stderr=sink
+        )
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "step_000002").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, "no checkpoint in 240 s"
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    log = (tmp_path / "log").read_text()
+    assert "--resume" in log.strip().splitlines()[-1]
+    assert "Traceback" not in log
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert not left
+    assert not (run / "policy").exists()
+    resumed = rayrlhf(*arguments, "name=ended", "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "Resumed from" in resumed.stdout
+    assert len(rows(run / "metrics.jsonl", stage="ppo")) == 13
+
+
 def refused(*arguments: str, status: int = 2) -> str:
     """The command must refuse in at most 30 s with one sentence on stderr."""
     begun = time.monotonic()
@@ -99,6 +127,13 @@ def test_bad_requests_end_in_one_sentence(tmp_path: Path) -> None:
     assert str(empty) in refused(*quick, "model.init=null", f"model.path={empty}")
     (empty / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 64}))
     assert "weights" in refused(*quick, "model.init=null", f"model.path={empty}")
+
+
+def test_models_that_cannot_serve_are_refused_before_anything_starts(ppo_only: list[str], tmp_path: Path) -> None:
+    start = ("run", str(QUICKSTART), *ppo_only, f"output_dir={tmp_path}")
+    policy = next(item for item in ppo_only if item.startswith("model.path=")).partition("=")[2]
+    assert "128 positions" in refused(*start, "model.max_length=300")
+    assert "1 score" in refused(*start, f"ppo.reward_model={policy}")
 
 
 def test_a_gpu_on_a_cpu_machine_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_lab import hand_made, ids, run_config, scored
+from learner_lab import hand_made, run_config, scored
 
 from rayrlhf.algorithms.rewards import RunningMoments
 from rayrlhf.config import PPOConfig
@@ -176,25 +176,6 @@ def test_figures_of_a_batch() -> None:
     assert figures["rollout/staleness"] == 4.0
     assert figures["rollout/version"] == 3.0
     assert figures["mismatch/max"] == 0.0
-
-
-def test_repeated_counts_texts_of_other_prompts() -> None:
-    rng = np.random.default_rng(0)
-    a, b = ids(rng, 3), ids(rng, 3)
-    logprobs = np.full(3, -1.0)
-    samples = [
-        scored(
-            SampleId("ppo", 0, prompt, k),
-            prompt=a[:1],
-            response=text,
-            rollout_logprobs=logprobs,
-            ref_logprobs=logprobs,
-            score=0.0,
-        )
-        for prompt, k, text in [(0, 0, a), (0, 1, a), (1, 0, a), (1, 1, b)]
-    ]
-    batch = make_batch(samples, mask_truncated=False)
-    assert batch_figures(batch, estimates(batch), samples, version=0)["rollout/repeated"] == 0.25
 
 
 @pytest.mark.parametrize("where", ["score", "engine", "reference"])
