@@ -187,7 +187,10 @@ def connect(config: RunConfig) -> None:
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ResourceError(f"The Ray cluster at {address} cannot be joined: {error}.") from error
+            raise ResourceError(
+                f"The Ray cluster at {address} cannot be joined: {str(error).rstrip('.')}. Is it up and reachable from here? If "
+                "it asks for a token: RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+            ) from error
         return
     ray.init(
         num_cpus=int(local_node().resources["CPU"]),

@@ -30,9 +30,12 @@ TINY = [
     "cluster.object_store_gib=0.25",
     "wandb.mode=offline",
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2"}
-for _name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
-    ENVIRONMENT.pop(_name, None)
+
+
+def environment() -> dict[str, str]:
+    """What a command gets: read when it starts, as Ray turns its token authentication on in the process of the tests."""
+    dropped = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "2"}
 
 
 def command(*args: str) -> list[str]:
@@ -42,7 +45,7 @@ def command(*args: str) -> list[str]:
 
 def rayrlhf(*args: str, timeout: float = 280.0) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    return subprocess.run(command(*args), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=timeout)
+    return subprocess.run(command(*args), capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=timeout)
 
 
 def succeed(*args: str, timeout: float = 280.0) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ENVIRONMENT, QUICKSTART, ROOT, command, rayrlhf, rows
+from conftest import QUICKSTART, ROOT, command, environment, rayrlhf, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,7 +28,7 @@ def actor_pid(driver: int, name: str) -> int | None:
 def start_and_kill(arguments: list[str], run: Path, actor: str, log: Path) -> "subprocess.Popen[bytes]":
     """Start a job, wait for its first update, SIGKILL one actor of it, and wait for the job's end."""
     with open(log, "wb") as sink:
-        process = subprocess.Popen(command(*arguments), cwd=ROOT, env=ENVIRONMENT, stdout=sink, stderr=sink)
+        process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), stdout=sink, stderr=sink)
     deadline = time.monotonic() + 240
     while not ((run / "metrics.jsonl").exists() and rows(run / "metrics.jsonl", stage="ppo", step=1)):
         assert process.poll() is None, log.read_text()[-3000:]
@@ -80,7 +80,7 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
     arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=12", "checkpoint.every=1", f"output_dir={tmp_path}"]
     with open(tmp_path / "log", "wb") as sink:
         process = subprocess.Popen(
-            command(*arguments, "name=ended"), cwd=ROOT, env=ENVIRONMENT, stdout=sink, stderr=sink
+            command(*arguments, "name=ended"), cwd=ROOT, env=environment(), stdout=sink, stderr=sink
         )
     deadline = time.monotonic() + 240
     while not (run / "checkpoints" / "step_000002").exists():

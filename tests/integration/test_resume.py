@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import ENVIRONMENT, QUICKSTART, ROOT, command, rows, succeed
+from conftest import QUICKSTART, ROOT, command, environment, rows, succeed
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -46,7 +46,7 @@ def test_resume_after_kill_9_is_exact(ppo_only: list[str], tmp_path: Path) -> No
     arguments = ["run", str(QUICKSTART), *common, "name=broken", "checkpoint.every=3"]
     with open(tmp_path / "broken.log", "wb") as log:
         process = subprocess.Popen(
-            command(*arguments), cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+            command(*arguments), cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True
         )
     broken = tmp_path / "broken"
     wait_for(broken / "checkpoints" / "step_000003", timeout=240, process=process)
