@@ -84,7 +84,9 @@ class ScoredTrajectory:
 
     trajectory: Trajectory
     score: float
-    """The reward model's raw value of prompt and response."""
+    """The reward model's raw value of prompt and response; of an ensemble its standardised members' as one."""
+    spread: float | None = None
+    """Standard deviation over the members of an ensemble; None for a single reward model."""
     ref_logprobs: Float32[np.ndarray, "response"]
     """[R] the reference policy's log-probabilities of the response tokens, at the sampling temperature."""
     prompt_text: str
@@ -102,11 +104,26 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePair:
-    """Two full sequences (prompt and response), the first preferred."""
+class PreferenceExample:
+    """K full sequences (prompt and response) of one prompt, and what is known about them; one entry a response."""
 
-    chosen_ids: Int32[np.ndarray, "chosen"]
-    rejected_ids: Int32[np.ndarray, "rejected"]
+    sequences: tuple[Int32[np.ndarray, "_"], ...]
+    prompt_length: int
+    ranks: tuple[int, ...]
+    """0 is the best, equal ranks are ties, -1 is not ranked."""
+    ratings: tuple[float, ...]
+    """NaN where unknown."""
+    labels: tuple[float, ...]
+    """1 for good, 0 for bad, NaN where unknown."""
+    probability: float = 1.0
+    margin: float = 0.0
+    weight: float = 1.0
+    head_weights: tuple[float, ...] = ()
+    """How often each head of a multi-head reward model sees the row; empty: once each."""
+
+    @property
+    def longest(self) -> int:
+        return max(len(sequence) for sequence in self.sequences)
 
 
 @dataclass(frozen=True, kw_only=True)

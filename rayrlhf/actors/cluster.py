@@ -198,3 +198,15 @@ def connect(config: RunConfig) -> None:
         include_dashboard=False,
         **options,
     )
+
+
+def room_for(role: RoleConfig, nodes: list[Node], *, device: str, processes: int) -> int:
+    """How many groups of `processes` processes of a role fit on the nodes at once, were nothing else there."""
+    wanted = {"CPU": role.cpus, "GPU": role_gpus(role, device=device), "memory": role.memory_gib * GIB} | role.resources
+    asked = {name: amount for name, amount in wanted.items() if amount > 0}
+    if not asked:
+        return 1
+    fitting = sum(
+        min(int(node.resources.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes
+    )
+    return fitting // processes

@@ -33,6 +33,8 @@ class ScoringWorker:
             temperature=config.sampling.temperature,
             device=device,
             dtype=config.scoring.dtype,
+            combination=config.scoring.ensemble,
+            penalty=config.scoring.penalty,
             gold=task_gold(config),
         )
 

@@ -1,13 +1,13 @@
 """The `rayrlhf` command. Heavy imports wait until a command needs them, so that --help is instant."""
 
-import os
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from rayrlhf.errors import RayrlhfError
+from rayrlhf.cli import judge
+from rayrlhf.cli.errors import clear_errors, quiet_libraries
 
 app = typer.Typer(
     name="rayrlhf",
@@ -23,6 +23,29 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest co
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved run, start nothing.")]
 
 
+class _TrainUnlessNamed(TyperGroup):
+    """`rayrlhf reward CONFIG` trains; `rayrlhf reward audit DATA` is a command of its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["train", *args]
+        return super().parse_args(ctx, args)
+
+
+reward = typer.Typer(cls=_TrainUnlessNamed, no_args_is_help=True, help="Train the reward model alone; audit its data.")
+reward.command("audit")(judge.audit)
+app.add_typer(reward, name="reward")
+app.add_typer(judge.evaluate, name="evaluate")
+app.command()(judge.score)
+app.command()(judge.verify)
+
+
+@reward.command("train")
+def train_reward(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Train the reward model alone."""
+    _stages(config, overrides, "reward", resume=resume)
+
+
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Run the stages the configuration names, in order: sft, reward, ppo."""
@@ -33,12 +56,6 @@ def run(config: ConfigPath, overrides: Overrides = None, resume: Resume = False,
 def sft(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
     """Run supervised fine-tuning alone."""
     _stages(config, overrides, "sft", resume=resume)
-
-
-@app.command()
-def reward(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Train the reward model alone."""
-    _stages(config, overrides, "reward", resume=resume)
 
 
 @app.command()
@@ -55,7 +72,7 @@ def doctor(
     """Say what this machine or cluster lacks, for a configuration where one is given."""
     from rayrlhf.cli.doctor import diagnose
 
-    with _clear_errors():
+    with clear_errors():
         lacking = diagnose(config, overrides or [])
     raise typer.Exit(2 if lacking else 0)
 
@@ -66,7 +83,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder, such as
     from rayrlhf.errors import ConfigError
     from rayrlhf.telemetry.report import write_report
 
-    with _clear_errors():
+    with clear_errors():
         if not (run_dir / "metrics.jsonl").exists():
             raise ConfigError(f"{run_dir} is not a run's folder: it holds no metrics.jsonl.")
         typer.echo(str(write_report(run_dir)))
@@ -77,9 +94,9 @@ def _stages(
 ) -> None:
     from rayrlhf.config import load_config
 
-    with _clear_errors():
+    with clear_errors():
         loaded = load_config(config, overrides or [])
-        _quiet_libraries()
+        quiet_libraries()
         if dry_run:
             from rayrlhf.cli.doctor import show_dry_run
 
@@ -88,27 +105,6 @@ def _stages(
         from rayrlhf.pipelines.run import run_stages
 
         run_stages(loaded, resume=resume, only=only)  # type: ignore[arg-type]
-
-
-def _quiet_libraries() -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
-
-
-class _clear_errors:
-    """Ends the command with one sentence and the error's exit status; anything unforeseen keeps its traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RayrlhfError):
-            print(f"rayrlhf: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_status) from None
-        if isinstance(error, KeyboardInterrupt):
-            print("rayrlhf: interrupted; go on with the same command and --resume.", file=sys.stderr)
-            raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

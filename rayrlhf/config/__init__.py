@@ -3,6 +3,7 @@
 from rayrlhf.config.data import DataConfig, SourceConfig, TaskConfig
 from rayrlhf.config.load import load_config, parse_config
 from rayrlhf.config.model import ModelConfig, SamplingConfig
+from rayrlhf.config.reward import LoraConfig, LossConfig, RewardConfig
 from rayrlhf.config.root import RunConfig, Stage
 from rayrlhf.config.runtime import (
     CheckpointConfig,
@@ -14,7 +15,7 @@ from rayrlhf.config.runtime import (
     ScoringConfig,
     WandbConfig,
 )
-from rayrlhf.config.stages import KLConfig, OptimConfig, PPOConfig, RewardConfig, SFTConfig, SupervisedConfig
+from rayrlhf.config.stages import KLConfig, OptimConfig, PPOConfig, SFTConfig, SupervisedConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -22,6 +23,8 @@ __all__ = [
     "DataConfig",
     "KLConfig",
     "LearnerConfig",
+    "LoraConfig",
+    "LossConfig",
     "ModelConfig",
     "OptimConfig",
     "PPOConfig",

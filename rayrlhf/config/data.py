@@ -34,6 +34,16 @@ class SourceConfig(Node):
     response_key: str = "response"
     chosen_key: str = "chosen"
     rejected_key: str = "rejected"
+    probability_key: str = "probability"
+    """Preferences: the probability that the stated order is right, a soft label."""
+    margin_key: str = "margin"
+    """Preferences: by how much the better response is better."""
+    rating_key: str = "rating"
+    rating_weights: dict[str, float] | None = None
+    """Preferences: the rating as a weighted sum of several fields, such as {helpfulness: 0.65, correctness: 0.8}."""
+    reference_key: str = "reference"
+    """A known good response, for rewards that compare with one."""
+    subset_key: str = "subset"
     text_key: str = "text"
     label_key: str = "label"
     opening_words: int = Field(default=4, ge=1)

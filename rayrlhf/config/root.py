@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rayrlhf.config.base import Node
 from rayrlhf.config.data import DataConfig
 from rayrlhf.config.model import ModelConfig, SamplingConfig
+from rayrlhf.config.reward import RewardConfig
 from rayrlhf.config.runtime import (
     CheckpointConfig,
     ClusterConfig,
@@ -16,7 +17,7 @@ from rayrlhf.config.runtime import (
     ScoringConfig,
     WandbConfig,
 )
-from rayrlhf.config.stages import PPOConfig, RewardConfig, SFTConfig
+from rayrlhf.config.stages import PPOConfig, SFTConfig
 
 Stage = Literal["sft", "reward", "ppo"]
 
@@ -47,6 +48,11 @@ class RunConfig(Node):
     wandb: WandbConfig = WandbConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def reward_max_length(self) -> int:
+        """Longest prompt plus response that the reward model reads, in its tokens."""
+        return self.reward.max_length or self.model.max_length
+
     @model_validator(mode="after")
     def _stage_order(self) -> "RunConfig":
         order = ["sft", "reward", "ppo"]
@@ -72,9 +78,11 @@ class RunConfig(Node):
             ("ppo.micro_batch_tokens", self.ppo.micro_batch_tokens),
             ("scoring.micro_batch_tokens", self.scoring.micro_batch_tokens),
         ):
-            if tokens < self.model.max_length:
+            longest = self.reward_max_length if key.startswith("reward") else self.model.max_length
+            if tokens < longest:
                 what = "a pair of sequences" if key.startswith("reward") else "one sequence"
-                raise ValueError(f"{key} cannot hold {what} of model.max_length = {self.model.max_length} tokens")
+                limit = "reward.max_length" if longest == self.reward.max_length else "model.max_length"
+                raise ValueError(f"{key} cannot hold {what} of {limit} = {longest} tokens")
         return self
 
     @model_validator(mode="after")

@@ -42,15 +42,6 @@ class SFTConfig(SupervisedConfig):
     """Train prompt tokens too."""
 
 
-class RewardConfig(SupervisedConfig):
-    """Reward-model training: Bradley-Terry on preference pairs."""
-
-    base: str | None = None
-    """Backbone to start from; default: the run's own sft/, else model.path."""
-    center_coef: float = Field(default=0.0, ge=0.0)
-    """Weight of mean((r_chosen + r_rejected)^2), which keeps scores centred."""
-
-
 class KLConfig(Node):
     """The pull towards the reference policy."""
 

@@ -10,26 +10,29 @@ from rayrlhf.types import MicroBatch
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], *, max_tokens: int, multiple_of: int = 1, group: int = 1
+    lengths: Sequence[int], *, max_tokens: int, multiple_of: int = 1, counts: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Indices of each micro-batch: sorted by length, rows times longest row at most `max_tokens`, none left out.
+    """Indices of each micro-batch: sorted by length, sequences times longest at most `max_tokens`, none left out.
 
-    The number of micro-batches is a multiple of `multiple_of` where there are enough rows to split. `group` counts the
-    sequences that belong to one index (two for a pair, whose length is that of its longer sequence).
+    The number of micro-batches is a multiple of `multiple_of` where there are enough rows to split. `counts` gives the
+    sequences of each index (the responses of a prompt, whose length is that of the longest); by default one.
     """
+    counts = counts if counts is not None else [1] * len(lengths)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     plan: list[list[int]] = []
-    width = 0
+    width = held = 0
     for index in order:
-        if lengths[index] * group > max_tokens:
+        if lengths[index] * counts[index] > max_tokens:
+            each = "" if counts[index] == 1 else f"{counts[index]} times "
             raise DataError(
-                f"A sequence of {lengths[index]} tokens does not fit into a micro-batch of {max_tokens // group} tokens."
+                f"A row of {each}{lengths[index]} tokens does not fit into a micro-batch of {max_tokens} tokens."
             )
-        if plan and width * group * (len(plan[-1]) + 1) <= max_tokens:
+        if plan and width * (held + counts[index]) <= max_tokens:
             plan[-1].append(index)
+            held += counts[index]
         else:
             plan.append([index])
-            width = lengths[index]
+            width, held = lengths[index], counts[index]
     while len(plan) % multiple_of:
         largest = max(range(len(plan)), key=lambda i: len(plan[i]))
         rows = plan[largest]

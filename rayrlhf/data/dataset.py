@@ -9,14 +9,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.seeds import derive_seed
-from rayrlhf.config import RunConfig, SourceConfig
-from rayrlhf.data import adapters, innkeeper
+from rayrlhf.config import DataConfig, RunConfig, SourceConfig
+from rayrlhf.data import adapters, innkeeper, preference_forms
 from rayrlhf.data.bad_rows import BadRows
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split
+from rayrlhf.data.fields import UnusableRowError
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split, pair
 from rayrlhf.data.sources import RawRow, load_rows
 from rayrlhf.data.tokenizer import encode_prompt, encode_response, prompt_as_text
 from rayrlhf.errors import DataError
-from rayrlhf.types import Example, PreferencePair, Prompt
+from rayrlhf.types import Example, PreferenceExample, Prompt
 
 Row = TypeVar("Row", Demonstration, Preference, PromptRow)
 Record = TypeVar("Record")
@@ -30,13 +31,20 @@ def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
 
 
 def load_preferences(config: RunConfig) -> Split[Preference]:
-    """Preference pairs for the reward model; of labelled texts, positive ones over negative ones."""
+    """Preferences for the reward model; of labelled texts, positive ones over negative ones."""
     if config.data.task is not None:
         return _task(config).preferences()
     source = _source(config, "preferences")
     if source.format == "labelled":
         return _labelled_pairs(config, source)
-    return _load(config, source, adapters.preference)
+    return _split(read_preferences(source, config.data, seed=config.seed), config)
+
+
+def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> list[Preference]:
+    """Every usable record of one source of preferences."""
+    rows = load_rows(source, root=data.root, seed=seed)
+    found = _adapt_all(rows, lambda row: preference_forms.preference(row, source), data, source.path)
+    return preference_forms.gather(found)
 
 
 def load_prompts(config: RunConfig) -> Split[PromptRow]:
@@ -62,16 +70,31 @@ def tokenize_demonstrations(
 
 def tokenize_preferences(
     rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig
-) -> list[PreferencePair]:
-    """Token sequences of pairs; a pair with a side longer than model.max_length is a bad row."""
+) -> list[PreferenceExample]:
+    """Token sequences of preferences; a row with a response too long for the reward model is a bad row."""
 
-    def encode(row: Preference) -> PreferencePair:
-        prompt = encode_prompt(tokenizer, row.prompt) if row.prompt else np.zeros(0, dtype=np.int32)
-        sides = [np.concatenate([prompt, encode_response(tokenizer, text)]) for text in (row.chosen, row.rejected)]
-        _check_length(max(map(len, sides)), config.model.max_length, "a side with its prompt", "model.max_length")
-        return PreferencePair(chosen_ids=sides[0], rejected_ids=sides[1])
+    def encode(row: Preference) -> PreferenceExample:
+        found = encode_preference(row, tokenizer)
+        key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
+        _check_length(found.longest, config.reward_max_length, "a response with its prompt", key)
+        return found
 
     return _encode_all(rows, encode, config, "the preferences")
+
+
+def encode_preference(row: Preference, tokenizer: PreTrainedTokenizerBase) -> PreferenceExample:
+    """The token sequences of one preference, each prompt and response."""
+    prompt = encode_prompt(tokenizer, row.prompt) if row.prompt else np.zeros(0, dtype=np.int32)
+    return PreferenceExample(
+        sequences=tuple(np.concatenate([prompt, encode_response(tokenizer, r.text)]) for r in row.responses),
+        prompt_length=len(prompt),
+        ranks=row.ranks,
+        ratings=tuple(float("nan") if r.rating is None else r.rating for r in row.responses),
+        labels=tuple(float("nan") if r.label is None else float(r.label) for r in row.responses),
+        probability=row.probability,
+        margin=row.margin,
+        weight=row.weight,
+    )
 
 
 def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[Prompt]:
@@ -82,7 +105,7 @@ def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBa
     def encode(row: PromptRow) -> Prompt:
         ids = encode_prompt(tokenizer, row.prompt)
         if not len(ids):
-            raise adapters.UnusableRowError("the prompt has no tokens")
+            raise UnusableRowError("the prompt has no tokens")
         _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
         return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
 
@@ -95,7 +118,7 @@ def tokenizer_texts(config: RunConfig) -> list[str]:
         demonstrations = load_demonstrations(config).train
         return [_plain(row.prompt) + row.response for row in demonstrations]
     preferences = load_preferences(config).train
-    return [_plain(row.prompt) + text for row in preferences for text in (row.chosen, row.rejected)]
+    return [_plain(row.prompt) + response.text for row in preferences for response in row.responses]
 
 
 def task_gold(config: RunConfig) -> Callable[[str, str], float] | None:
@@ -124,16 +147,16 @@ def _source(config: RunConfig, name: str) -> SourceConfig:
 
 def _load(config: RunConfig, source: SourceConfig, adapt: Callable[[RawRow, SourceConfig], Row]) -> Split[Row]:
     rows = load_rows(source, root=config.data.root, seed=config.seed)
-    return _split(_adapt_all(rows, lambda row: adapt(row, source), config, source.path), config)
+    return _split(_adapt_all(rows, lambda row: adapt(row, source), config.data, source.path), config)
 
 
-def _adapt_all(rows: Sequence[RawRow], adapt: Callable[[RawRow], Record], config: RunConfig, what: str) -> list[Record]:
-    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
+def _adapt_all(rows: Sequence[RawRow], adapt: Callable[[RawRow], Record], data: DataConfig, what: str) -> list[Record]:
+    bad = BadRows(what=what, allowed=data.max_bad_rows, total=len(rows))
     adapted = []
     for row in rows:
         try:
             adapted.append(adapt(row))
-        except adapters.UnusableRowError as reason:
+        except UnusableRowError as reason:
             bad.add(row.origin, str(reason))
     _tell(bad)
     return adapted
@@ -145,7 +168,7 @@ def _encode_all(rows: Sequence[Row], encode: Callable[[Row], Record], config: Ru
     for number, row in enumerate(rows):
         try:
             encoded.append(encode(row))
-        except adapters.UnusableRowError as reason:
+        except UnusableRowError as reason:
             bad.add(row.origin or f"row {number}", str(reason))
     _tell(bad)
     return encoded
@@ -159,7 +182,7 @@ def _tell(bad: BadRows) -> None:
 
 def _check_length(tokens: int, limit: int, what: str, key: str) -> None:
     if tokens > limit:
-        raise adapters.UnusableRowError(f"{what} has {tokens} tokens and {key} is {limit}")
+        raise UnusableRowError(f"{what} has {tokens} tokens and {key} is {limit}")
 
 
 def _split(rows: list[Row], config: RunConfig) -> Split[Row]:
@@ -175,18 +198,18 @@ def _split(rows: list[Row], config: RunConfig) -> Split[Row]:
 def _labelled_pairs(config: RunConfig, source: SourceConfig) -> Split[Preference]:
     """Each text is used once: the k-th positive over the k-th negative of a seeded order."""
     rows = load_rows(source, root=config.data.root, seed=config.seed)
-    texts = _adapt_all(rows, lambda row: (*adapters.labelled_text(row, source), row.origin), config, source.path)
+    texts = _adapt_all(rows, lambda row: (*adapters.labelled_text(row, source), row.origin), config.data, source.path)
     cut = round(len(texts) * config.data.heldout_fraction)
 
-    def pair(part: Iterable[tuple[str, bool, str]]) -> list[Preference]:
+    def pairs(part: Iterable[tuple[str, bool, str]]) -> list[Preference]:
         positive = [(text, origin) for text, label, origin in part if label]
         negative = [(text, origin) for text, label, origin in part if not label]
         return [
-            Preference(prompt="", chosen=good, rejected=bad, origin=f"{first} over {second}")
+            pair("", good, bad, origin=f"{first} over {second}")
             for (good, first), (bad, second) in zip(positive, negative, strict=False)
         ]
 
-    return Split(train=pair(texts[cut:]), heldout=pair(texts[:cut]))
+    return Split(train=pairs(texts[cut:]), heldout=pairs(texts[:cut]))
 
 
 def _distinct(rows: Iterable[PromptRow]) -> list[PromptRow]:

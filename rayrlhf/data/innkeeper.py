@@ -24,7 +24,7 @@ from rayrlhf.data.innkeeper_language import (
     deeds,
     grammar,
 )
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split, pair
 
 _HEARD, _HELPED, _COURTEOUS, _FORMED = 0.3, 0.3, 0.2, 0.2
 _FAULT = 0.1
@@ -137,7 +137,7 @@ class Innkeeper:
                 continue
             flipped = rng.uniform() < self._config.label_noise
             better, worse = (first, second) if (difference > 0) != flipped else (second, first)
-            yield Preference(prompt=prompt, chosen=better, rejected=worse)
+            yield pair(prompt, better, worse)
 
     def _all_prompts(self, heldout_fraction: float) -> Split[str]:
         """Every remark in every wording, with every aside."""

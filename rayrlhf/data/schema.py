@@ -1,7 +1,7 @@
 """Rows of text, before any tokenizer has seen them."""
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Message = dict[str, str]
 PromptText = str | list[Message]
@@ -21,13 +21,64 @@ class Demonstration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Response:
+    """One response, with what is known of it by itself."""
+
+    text: str
+    rating: float | None = None
+    """Absolute quality, on any scale."""
+    label: bool | None = None
+    """Good or bad."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preference:
-    """A prompt and two responses, the first preferred."""
+    """A prompt and what is known about K >= 1 responses to it: the one form every preference data set is brought to."""
 
     prompt: PromptText
-    chosen: str
-    rejected: str
+    responses: tuple[Response, ...]
+    ranking: tuple[tuple[int, ...], ...] = ()
+    """Groups of response numbers from best to worst; those of one group are tied. Empty where nothing is ranked."""
+    probability: float = 1.0
+    """Of the ranking being right: 0.5 says nothing, 1 is a hard label."""
+    margin: float = 0.0
+    """By how much the better response is better, on the data's own scale."""
+    reference: str | None = None
+    """A known good response, for metrics that compare with one."""
+    subset: str = ""
+    weight: float = 1.0
     origin: str = ""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank of each response, 0 the best; -1 where it is not ranked."""
+        ranks = [-1] * len(self.responses)
+        for rank, group in enumerate(self.ranking):
+            for number in group:
+                ranks[number] = rank
+        return tuple(ranks)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether this is one response over one other."""
+        return len(self.responses) == 2 and len(self.ranking) == 2
+
+    @property
+    def chosen(self) -> str:
+        """The better response of a pair."""
+        return self.responses[self.ranking[0][0]].text
+
+    @property
+    def rejected(self) -> str:
+        """The worse response of a pair."""
+        return self.responses[self.ranking[1][0]].text
+
+
+def pair(prompt: PromptText, chosen: str, rejected: str, **more: Any) -> Preference:
+    """The record of a chosen and a rejected response."""
+    return Preference(
+        prompt=prompt, responses=(Response(text=chosen), Response(text=rejected)), ranking=((0,), (1,)), **more
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def _suffix(path: Path) -> str:
 
 def _read(path: Path, suffix: str, source: SourceConfig) -> Iterator[RawRow]:
     if suffix in _LINES:
-        yield from _json_lines(path)
+        yield from read_json_lines(path)
     elif suffix in _TABLES:
         yield from _table(path, _TABLES[suffix], source.columns)
     elif suffix == ".json":
@@ -64,7 +64,8 @@ def _open(path: Path) -> Any:
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
 
 
-def _json_lines(path: Path) -> Iterator[RawRow]:
+def read_json_lines(path: Path) -> Iterator[RawRow]:
+    """The objects of a .jsonl file, plain or gzipped; DataError with file and line for what is none."""
     for number, line in _lines(path):
         if not line.strip():
             continue

@@ -18,6 +18,7 @@ def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> li
             "prompt": item.prompt_text,
             "response": item.response_text,
             "score": item.score,
+            "spread": item.spread,
             "gold": item.gold,
             "kl": response_kl(item),
             "finish": item.trajectory.finish,
@@ -43,6 +44,9 @@ def evaluation_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
         "eval/distinct_2": distinct_n([item.response_text for item in scored], 2),
         "eval/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored]),
     }
+    spreads = [item.spread for item in scored if item.spread is not None]
+    if spreads:
+        metrics["eval/spread"] = float(np.mean(spreads))
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         metrics["eval/gold"] = float(np.mean(golds))

@@ -192,6 +192,9 @@ def batch_figures(
         "rollout/staleness": float(version - min(t.min_version for t in trajectories)),
         "rollout/version": float(max(span.version for t in trajectories for span in t.version_spans)),
     }
+    spreads = [item.spread for item in scored if item.spread is not None]
+    if spreads:
+        figures["reward/spread"] = float(np.mean(spreads))
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         figures["reward/gold"] = float(np.mean(golds))

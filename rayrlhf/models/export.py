@@ -1,11 +1,20 @@
 """Plain Hugging Face directories, each appearing whole or not at all."""
 
+import copy
 import os
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayrlhf.errors import ModelError
+from rayrlhf.models.heads import scalar_head
+from rayrlhf.models.load import as_reward_model
+
+HEADS_FILE = "heads/heads.safetensors"
+"""Below the model that is their mean: vLLM reads every weight file beside a configuration as the model's."""
 
 
 def export_model(
@@ -14,11 +23,12 @@ def export_model(
     directory: str | Path,
     *,
     state_dict: dict[str, torch.Tensor] | None = None,
+    heads: torch.Tensor | None = None,
 ) -> None:
     """Write model and tokenizer to `directory`, replacing what is there in one rename.
 
-    `state_dict` stands in for the model's own where its parameters are sharded. The result loads in stock
-    transformers and vLLM.
+    `state_dict` stands in for the model's own where its parameters are sharded; `heads` [k, H] are kept beside it. The
+    result loads in stock transformers and vLLM.
     """
     final = Path(directory).absolute()
     partial = final.with_name(f".{final.name}.partial")
@@ -26,6 +36,9 @@ def export_model(
     partial.mkdir(parents=True)
     model.save_pretrained(partial, state_dict=None if state_dict is None else _without_ties(model, state_dict))
     tokenizer.save_pretrained(partial)
+    if heads is not None:
+        (partial / HEADS_FILE).parent.mkdir()
+        save_file({"heads": heads.contiguous()}, partial / HEADS_FILE)
     for path in (*partial.rglob("*"), partial):
         _sync(path)
     if final.exists():
@@ -37,6 +50,35 @@ def export_model(
     else:
         partial.rename(final)
     _sync(final.parent)
+
+
+def export_reward_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    *,
+    state_dict: dict[str, torch.Tensor],
+) -> None:
+    """A reward model as `export_model` writes it; of several heads the plain model is their mean.
+
+    The mean of linear heads is a linear head, so that stock tools read the ensemble's mean score.
+    """
+    head = scalar_head(model)
+    if head.out_features == 1:
+        export_model(model, tokenizer, directory, state_dict=state_dict)
+        return
+    name = next(name for name, module in model.named_modules() if module is head)
+    heads = state_dict[f"{name}.weight"]
+    merged = dict(state_dict) | {f"{name}.weight": heads.mean(0, keepdim=True)}
+    if head.bias is not None:
+        raise ModelError(f"reward.heads needs a head without bias, which {type(model).__name__} has not.")
+    trained = model.config
+    model.config = copy.deepcopy(trained)
+    as_reward_model(model.config)
+    try:
+        export_model(model, tokenizer, directory, state_dict=merged, heads=heads)
+    finally:
+        model.config = trained
 
 
 def _without_ties(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

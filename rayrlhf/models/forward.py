@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrlhf.algorithms.logprobs import row_entropy, selected_logprobs
-from rayrlhf.models.heads import apply_head, scalar_head
+from rayrlhf.models.heads import apply_head, reads_last_token, scalar_head
 from rayrlhf.models.sharding import as_forward
 from rayrlhf.types import MicroBatch
 
@@ -46,8 +46,11 @@ def policy_forward(
 
 def sequence_scores(
     model: PreTrainedModel, batch: MicroBatch, *, compute_dtype: torch.dtype = torch.float32
-) -> Float[Tensor, " batch"]:
-    """The reward model's score of each sequence, read at its last token by length, never by token id."""
+) -> Float[Tensor, " batch"] | Float[Tensor, "batch heads"]:
+    """The reward model's score of each sequence, read at its last token by length, never by token id.
+
+    Encoders score what they pool. While several heads are trained there is one score a head.
+    """
     with _autocast(batch, compute_dtype):
         scores: Tensor = as_forward(model, _last_scores, batch)
     return scores
@@ -88,6 +91,9 @@ def _logits_at(model: PreTrainedModel, batch: MicroBatch, positions: Tensor) -> 
 
 
 def _last_scores(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    if not reads_last_token(model):
+        pooled: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+        return pooled.squeeze(-1)
     hidden = _hidden(model, batch)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     return apply_head(scalar_head(model), hidden[rows, batch.lengths - 1])

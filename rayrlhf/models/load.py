@@ -92,10 +92,12 @@ def load_policy(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     return model
 
 
-def make_reward_model(base_path: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
-    """A reward model on the backbone of a causal language model, its head drawn with deviation 1/sqrt(H + 1).
+def make_reward_model(
+    base_path: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, heads: int = 1
+) -> PreTrainedModel:
+    """A reward model on a pretrained backbone, its heads drawn with deviation 1/sqrt(H + 1).
 
-    Stiennon et al. 2020 as released; one score a sequence, read at the last token.
+    Stiennon et al. 2020 as released; one score a sequence and head.
     """
     role = "reward model backbone"
     check_model_dir(base_path, role=role)
@@ -104,20 +106,28 @@ def make_reward_model(base_path: str, tokenizer: PreTrainedTokenizerBase, *, see
             f"The tokenizer of {base_path} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}: a "
             f"reward model needs a pad token of its own, or tools would read its score at different tokens."
         )
-    model, missing = _load(AutoModelForSequenceClassification, base_path, role=role, num_labels=1)
+    model, missing = _load(AutoModelForSequenceClassification, base_path, role=role, num_labels=heads, seed=seed)
     head = scalar_head(model)
-    absent = {name for name in missing if model.get_parameter(name) is not head.weight}
+    absent = {name for name in missing if not _belongs_to_head(name)}
     if absent:
         raise ModelError(f"The {role} {base_path} lacks the weights {_some(absent)}.")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         head.weight.normal_(std=(head.in_features + 1) ** -0.5)
-    model.config.problem_type = "regression"
-    model.config.id2label = {0: "reward"}
-    model.config.label2id = {"reward": 0}
+        if head.bias is not None:
+            head.bias.zero_()
+    if heads == 1:
+        as_reward_model(model.config)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     return model
+
+
+def as_reward_model(config: PretrainedConfig) -> None:
+    """Have every tool read one raw score: without the problem type, pipelines and vLLM would squash it."""
+    config.problem_type = "regression"
+    config.id2label = {0: "reward"}
+    config.label2id = {"reward": 0}
 
 
 def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -160,14 +170,22 @@ def end_token_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _load(auto: Any, path: str, *, role: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     options.setdefault("dtype", torch.float32)
+    seed: int | None = options.pop("seed", None)
     config = _without_dropout(_config(path, role=role, **_labels(options)))
     try:
         # Missing weights are drawn at random, and this must not move the generator that training draws from.
         with torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.manual_seed(seed)
             model, info = auto.from_pretrained(path, config=config, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"The {role} {path} cannot be loaded: {first_line(error)}.") from error
     return model.eval(), set(info["missing_keys"])
+
+
+def _belongs_to_head(name: str) -> bool:
+    """Whether a weight lies between the last hidden state and the score: newly made with a new reward model."""
+    return name.split(".")[0] in ("score", "classifier") or ".pooler." in name
 
 
 def _labels(options: dict[str, Any]) -> dict[str, Any]:

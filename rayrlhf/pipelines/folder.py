@@ -15,6 +15,13 @@ from rayrlhf.errors import CheckpointError, ConfigError
 STAGE_OUTPUT = {"sft": "sft", "reward": "reward_model", "ppo": "policy"}
 """The directory whose presence says that a stage is finished: exports appear there in one rename."""
 
+
+def tracks(config: RunConfig, stage: str) -> list[str]:
+    """What a stage trains, each under a name of its own in metrics and checkpoints: the members of an ensemble."""
+    members = config.reward.members if stage == "reward" else 1
+    return [stage, *(f"{stage}_{member:02d}" for member in range(1, members))]
+
+
 _FIXED_ON_RESUME = ("seed", "model", "data", "sampling")
 
 
@@ -48,6 +55,8 @@ class RunFolder:
     def clear_stage(self, stage: str) -> None:
         """Remove what an earlier start of one stage left, so that it starts anew."""
         outputs = [self.model_dir(STAGE_OUTPUT[stage]), *([self.model_dir("critic")] if stage == "ppo" else [])]
+        if stage == "reward":
+            outputs += [*self.root.glob("checkpoints/reward*")]
         for directory in (*outputs, self.checkpoints(stage)):
             if stage == "ppo" and directory == self.checkpoints("ppo"):
                 for step in directory.glob("step_*"):
@@ -59,9 +68,17 @@ class RunFolder:
         """Directory of an exported model."""
         return self.root / name
 
-    def checkpoints(self, stage: str) -> Path:
-        """Where a stage's checkpoints lie."""
-        return self.root / "checkpoints" if stage == "ppo" else self.root / "checkpoints" / stage
+    def checkpoints(self, track: str) -> Path:
+        """Where the checkpoints of a stage, or of one member of it, lie."""
+        return self.root / "checkpoints" if track == "ppo" else self.root / "checkpoints" / track
+
+    def candidate(self, track: str) -> Path:
+        """Where the best model of a stage or member lies until the stage is finished."""
+        return self.root / "checkpoints" / f"{track}.best"
+
+    def trained(self, track: str) -> Path:
+        """Where a trained member lies until the others are trained too."""
+        return self.root / "checkpoints" / f"{track}.trained"
 
     def finished(self, stage: str) -> bool:
         """Whether the stage's export is there."""

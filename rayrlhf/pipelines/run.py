@@ -29,11 +29,12 @@ from rayrlhf.models.load import check_context, check_model_dir, check_reward_mod
 from rayrlhf.models.size import count_parameters
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
-from rayrlhf.pipelines.folder import RunFolder
+from rayrlhf.pipelines.folder import RunFolder, tracks
 from rayrlhf.pipelines.plan import Plan, show_plan
 from rayrlhf.pipelines.ppo import PPOLoop
 from rayrlhf.pipelines.prompts import load_prompt_set
-from rayrlhf.pipelines.supervised import run_supervised
+from rayrlhf.pipelines.reward import run_reward
+from rayrlhf.pipelines.supervised import run_sft
 from rayrlhf.telemetry.console import Console
 from rayrlhf.telemetry.memory import MemorySampler
 from rayrlhf.telemetry.report import write_report
@@ -106,7 +107,7 @@ def _run(
     summary = folder.read_summary()
     earlier_seconds = float(summary.get("wall_seconds", 0.0))
     stages: dict[str, Any] = summary.get("stages", {})
-    last_steps: dict[str, int] = dict.fromkeys(config.stages, -1)
+    last_steps = {track: -1 for stage in config.stages for track in tracks(config, stage)}
     wandb_run_id: str | None = None
     if resume:
         last_steps, wandb_run_id = _resume_point(config, folder)
@@ -141,8 +142,10 @@ def _run(
 
 async def _run_stage(context: RunContext, stage: Stage) -> dict[str, Any]:
     config, folder = context.config, context.folder
-    if stage != "ppo":
-        return await run_supervised(context, stage)
+    if stage == "sft":
+        return await run_sft(context)
+    if stage == "reward":
+        return await run_reward(context)
     policy_dir = _policy_start(config, folder)
     reward_model_dir = _reward_model(config, folder)
     prompts = load_prompt_set(config, policy_dir=policy_dir)
@@ -219,10 +222,13 @@ def _resume_point(config: RunConfig, folder: RunFolder) -> tuple[dict[str, int],
     for stage in config.stages:
         if folder.finished(stage):
             continue
-        newest, _ = CheckpointStore(folder.checkpoints(stage), keep=config.checkpoint.keep).newest()
-        steps[stage] = newest.step if newest is not None else -1
-        if newest is not None:
-            wandb_run_id = newest.driver_state.get("wandb_run_id")
+        for track in tracks(config, stage):
+            if folder.trained(track).exists():
+                continue
+            newest, _ = CheckpointStore(folder.checkpoints(track), keep=config.checkpoint.keep).newest()
+            steps[track] = newest.step if newest is not None else -1
+            if newest is not None:
+                wandb_run_id = newest.driver_state.get("wandb_run_id")
     return steps, wandb_run_id
 
 

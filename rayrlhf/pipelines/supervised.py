@@ -1,80 +1,69 @@
-"""The supervised stages, sft and reward: the same loop around another loss."""
+"""The training loop of the supervised stages, and supervised fine-tuning by it."""
 
+import shutil
 import time
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ray
 
 from rayrlhf.actors.calls import resolve
-from rayrlhf.actors.learner import LearnerGroup
+from rayrlhf.actors.learner import Build, LearnerGroup
 from rayrlhf.actors.placement import QUIET
 from rayrlhf.config import RunConfig, SupervisedConfig
-from rayrlhf.errors import ConfigError
 from rayrlhf.learner.base import prepare_base
+from rayrlhf.learner.build import build_sft
 from rayrlhf.learner.process_group import Ranks
-from rayrlhf.learner.supervised import SupervisedLearner, build_supervised
+from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
-from rayrlhf.pipelines.folder import STAGE_OUTPUT
-
-SupervisedStage = Literal["sft", "reward"]
 
 
-async def run_supervised(context: RunContext, stage: SupervisedStage) -> dict[str, Any]:
-    """Train one supervised stage, export its model, and return its part of the summary."""
-    config, folder = context.config, context.folder
-    settings: SupervisedConfig = config.sft if stage == "sft" else config.reward
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What one training run came to."""
+
+    metrics: dict[str, float]
+    """eval/* of the weights that were kept."""
+    tokens: int
+
+
+async def run_sft(context: RunContext) -> dict[str, Any]:
+    """Supervised fine-tuning, its model exported; the stage's part of the summary."""
     started = time.monotonic()
-    base_dir = await base_directory(context, stage)
+    base_dir = await base_directory(context)
 
     def build(config: RunConfig, ranks: Ranks) -> SupervisedLearner:
-        return build_supervised(config, stage, base_dir=base_dir, ranks=ranks)
+        return build_sft(config, base_dir=base_dir, ranks=ranks)
 
-    learner = LearnerGroup(config, device=context.device)
+    trained = await train(
+        context, "sft", context.config.sft, build, output=context.folder.model_dir("sft"), keep_best=False
+    )
+    return {
+        "wall_seconds": time.monotonic() - started,
+        "tokens": trained.tokens,
+        "loss": trained.metrics["eval/nll"],
+    }
+
+
+async def train(
+    context: RunContext, track: str, settings: SupervisedConfig, build: Build, *, output: Path, keep_best: bool
+) -> Trained:
+    """Train one model under the name `track` and write it to `output`: the last weights, or the best held out."""
+    learner = LearnerGroup(context.config, device=context.device)
     try:
         await learner.start(build)
-        store = CheckpointStore(folder.checkpoints(stage), keep=config.checkpoint.keep)
-        step = await _restore(context, learner, store)
-        total: int = await learner.call("total_steps")
-        metrics: dict[str, float] = {}
-        with context.console.progress(stage, total) as progress:
-            while step < total:
-                begun = time.monotonic()
-                metrics = await learner.call("train_step")
-                step += 1
-                if step % settings.evaluate_every == 0 or step == total:
-                    metrics |= await learner.call("evaluate")
-                metrics["time/step"] = time.monotonic() - begun
-                metrics["perf/memory_bytes"] = float(context.memory.current_bytes)
-                await context.recorder.log(stage, step, metrics)
-                progress.update(step, metrics)
-                if step % config.checkpoint.every == 0 and step < total:
-                    with store.write(step, {"wandb_run_id": context.recorder.wandb_run_id}) as directory:
-                        await learner.call("save", str(directory))
-        final: dict[str, float] = await learner.call("evaluate")
-        tokens: int = await learner.call("tokens")
-        await learner.call("export", str(folder.model_dir(STAGE_OUTPUT[stage])))
+        return await _Training(context, track, settings, learner, keep_best=keep_best).run(output)
     finally:
         learner.stop()
-    summary: dict[str, Any] = {"wall_seconds": time.monotonic() - started, "tokens": tokens}
-    if stage == "sft":
-        summary["loss"] = final["eval/nll"]
-    else:
-        summary["heldout_accuracy"] = final["eval/accuracy"]
-    return summary
 
 
-async def base_directory(context: RunContext, stage: SupervisedStage) -> str:
-    """The model directory a supervised stage starts from; made on the spot for a model with random weights."""
+async def base_directory(context: RunContext) -> str:
+    """The model directory a run starts from; made on the spot for a model with random weights."""
     config, folder = context.config, context.folder
-    if stage == "reward" and config.reward.base is not None:
-        return config.reward.base
-    if stage == "reward" and folder.finished("sft"):
-        return str(folder.model_dir("sft"))
     if config.model.path is not None:
         return config.model.path
-    if stage == "reward" and "sft" in config.stages:
-        raise ConfigError(f"The reward stage starts from {folder.model_dir('sft')}, which is not there: run sft first.")
     directory = folder.model_dir("base")
     if not (directory / "config.json").exists():
         task = ray.remote(prepare_base).options(num_cpus=0, max_retries=0, runtime_env={"env_vars": QUIET})
@@ -86,14 +75,73 @@ async def base_directory(context: RunContext, stage: SupervisedStage) -> str:
     return str(directory)
 
 
-async def _restore(context: RunContext, learner: LearnerGroup, store: CheckpointStore) -> int:
-    if not context.resume:
-        return 0
-    checkpoint, skipped = store.newest()
-    if skipped:
-        context.console.warn(f"Skipped incomplete checkpoints: {', '.join(skipped)}.")
-    if checkpoint is None:
-        return 0
-    await learner.call("load", str(checkpoint.directory))
-    context.console.note(f"Resumed from {checkpoint.directory.name}.")
-    return checkpoint.step
+class _Training:
+    """The steps of one supervised learner: train, evaluate, keep the best, checkpoint."""
+
+    def __init__(
+        self, context: RunContext, track: str, settings: SupervisedConfig, learner: LearnerGroup, *, keep_best: bool
+    ) -> None:
+        self._context = context
+        self._track = track
+        self._settings = settings
+        self._learner = learner
+        self._keep_best = keep_best
+        self._store = CheckpointStore(context.folder.checkpoints(track), keep=context.config.checkpoint.keep)
+        self._candidate = context.folder.candidate(track)
+        self._best: dict[str, float] | None = None
+        """eval/* at the evaluation with the least held-out loss so far."""
+
+    async def run(self, output: Path) -> Trained:
+        total: int = await self._learner.call("total_steps")
+        step = await self._restore()
+        every = self._context.config.checkpoint.every
+        evaluated: dict[str, float] = {}
+        with self._context.console.progress(self._track, total) as progress:
+            while step < total:
+                begun = time.monotonic()
+                metrics: dict[str, float] = await self._learner.call("train_step")
+                step += 1
+                if step % self._settings.evaluate_every == 0 or step == total:
+                    evaluated = await self._evaluate()
+                    metrics |= evaluated
+                metrics["time/step"] = time.monotonic() - begun
+                metrics["perf/memory_bytes"] = float(self._context.memory.current_bytes)
+                await self._context.recorder.log(self._track, step, metrics)
+                progress.update(step, metrics)
+                if step % every == 0 and step < total:
+                    await self._checkpoint(step)
+        tokens: int = await self._learner.call("tokens")
+        return Trained(metrics=await self._finish(output, evaluated), tokens=tokens)
+
+    async def _evaluate(self) -> dict[str, float]:
+        evaluated: dict[str, float] = await self._learner.call("evaluate")
+        if self._keep_best and (self._best is None or evaluated["eval/loss"] < self._best["eval/loss"]):
+            await self._learner.call("export", str(self._candidate))
+            self._best = evaluated
+        return evaluated
+
+    async def _checkpoint(self, step: int) -> None:
+        driver_state = {"wandb_run_id": self._context.recorder.wandb_run_id, "best": self._best}
+        with self._store.write(step, driver_state) as directory:
+            await self._learner.call("save", str(directory))
+
+    async def _finish(self, output: Path, evaluated: dict[str, float]) -> dict[str, float]:
+        if self._best is None:
+            await self._learner.call("export", str(output))
+            return evaluated or await self._learner.call("evaluate")
+        shutil.rmtree(output, ignore_errors=True)
+        self._candidate.rename(output)
+        return self._best
+
+    async def _restore(self) -> int:
+        if not self._context.resume:
+            return 0
+        checkpoint, skipped = self._store.newest()
+        if skipped:
+            self._context.console.warn(f"Skipped incomplete checkpoints: {', '.join(skipped)}.")
+        if checkpoint is None:
+            return 0
+        await self._learner.call("load", str(checkpoint.directory))
+        self._best = checkpoint.driver_state.get("best")
+        self._context.console.note(f"Resumed from {checkpoint.directory.name}.")
+        return checkpoint.step

@@ -23,9 +23,10 @@ METRICS: dict[str, Metric] = {
     # what is being optimised
     "reward/score": Metric("mean", "score", "Raw reward-model score of the responses trained on."),
     "reward/score_std": Metric("mean", "score", "Standard deviation of the raw score over the batch."),
+    "reward/spread": Metric("mean", "score", "Standard deviation over the members of a reward-model ensemble."),
     "reward/gold": Metric("mean", "gold", "Known true reward of the same responses; for reporting alone."),
     "reward/total": Metric("mean", "reward", "Shaped reward of a response: normalised score, penalties and KL."),
-    "reward/loss": Metric("mean", "nats", "Bradley-Terry loss of the reward model."),
+    "reward/loss": Metric("mean", "nats", "Loss of the reward model on its preferences."),
     "reward/accuracy": Metric("mean", "share", "Training pairs the reward model orders as labelled."),
     "reward/margin": Metric("mean", "score", "Score of the chosen minus score of the rejected response."),
     # the policy
@@ -110,9 +111,10 @@ METRICS: dict[str, Metric] = {
     "perf/restarts_scoring": Metric("last", "workers", "Scoring workers replaced."),
     # held-out
     "eval/nll": Metric("mean", "nats/token", "Held-out supervised loss."),
-    "eval/loss": Metric("mean", "nats", "Held-out Bradley-Terry loss."),
+    "eval/loss": Metric("mean", "nats", "Held-out loss of the reward model."),
     "eval/accuracy": Metric("mean", "share", "Held-out pairs ordered as labelled."),
     "eval/score": Metric("mean", "score", "Reward-model score on held-out prompts."),
+    "eval/spread": Metric("mean", "score", "Spread of the reward-model ensemble on held-out prompts."),
     "eval/gold": Metric("mean", "gold", "Gold reward on held-out prompts."),
     "eval/kl": Metric("mean", "nats/response", "KL to the reference on held-out prompts."),
     "eval/length": Metric("mean", "tokens", "Response length on held-out prompts."),

@@ -1,26 +1,23 @@
 """report.html: what a run did, on one page that opens offline. A part whose data is absent is left out."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 from rayrlhf.telemetry.console import format_bytes, format_duration
 from rayrlhf.telemetry.metrics import METRICS
+from rayrlhf.telemetry.page import figures, tile, tiles, write_page
 from rayrlhf.telemetry.report_data import Row, RunRecord, read_run
-from rayrlhf.telemetry.report_drawing import with_own_ids
 from rayrlhf.telemetry.report_figures import (
-    Drawn,
     objective_figures,
     supervised_figures,
     system_figures,
     update_figures,
 )
 from rayrlhf.telemetry.report_verdict import judge, signed
+from rayrlhf.telemetry.reward_figures import evaluation_figures
 
 _EXAMPLES = 10
 """Prompts shown at once; the others open on a click."""
@@ -35,25 +32,23 @@ def write_report(run_dir: Path) -> Path:
         _failure(record),
         _tiles(record),
         _verdict(record),
-        _figures("What was optimised", objective_figures(record)),
+        figures("What was optimised", objective_figures(record)),
         _before_and_after(record),
-        _figures("Supervised fine-tuning and reward model", supervised_figures(record)),
-        _figures("The updates", update_figures(record)),
-        _figures("The machine", system_figures(record)),
+        figures("Supervised fine-tuning and reward model", supervised_figures(record)),
+        figures("The reward model, judged by held-out preferences", evaluation_figures(record.evaluation)),
+        figures("The updates", update_figures(record)),
+        figures("The machine", system_figures(record)),
         _ledger(record),
         _all_metrics(record),
         _config(record),
     ]
-    template = Template(resources.files("rayrlhf.telemetry").joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=escape(record.name),
-        subtitle=escape(_subtitle(record)),
-        body="\n".join(part for part in parts if part),
+    return write_page(
+        run_dir / "report.html",
+        title=record.name,
+        subtitle=_subtitle(record),
+        parts=parts,
+        footer="rayrlhf report, written from metrics.jsonl, samples.jsonl, summary.json and config.yaml of this run.",
     )
-    partial = run_dir / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, run_dir / "report.html")
-    return run_dir / "report.html"
 
 
 def _subtitle(record: RunRecord) -> str:
@@ -77,22 +72,22 @@ def _failure(record: RunRecord) -> str:
 
 def _tiles(record: RunRecord) -> str:
     stages = record.summary.get("stages", {})
-    tiles = _objective_tiles(record, stages.get("ppo", {}))
+    found = _objective_tiles(record, stages.get("ppo", {}))
     accuracy = stages.get("reward", {}).get("heldout_accuracy", record.last("reward", "eval/accuracy"))
     if accuracy is not None:
-        tiles.append(_tile("Reward model", f"{accuracy:.1%}", "held-out pairs in order"))
+        found.append(tile("Reward model", f"{accuracy:.1%}", "held-out pairs in order"))
     loss = stages.get("sft", {}).get("loss", record.last("sft", "eval/nll"))
     if loss is not None:
-        tiles.append(_tile("SFT", f"{loss:.3f}", "held-out loss, nats per token"))
+        found.append(tile("SFT", f"{loss:.3f}", "held-out loss, nats per token"))
     if "ppo" in stages:
         ppo = stages["ppo"]
         faults = f"{ppo['samples_lost']:,} lost, {ppo['samples_duplicated']:,} duplicated"
-        tiles.append(_tile("Samples trained", f"{ppo['samples_trained']:,}", faults))
+        found.append(tile("Samples trained", f"{ppo['samples_trained']:,}", faults))
     if "wall_seconds" in record.summary:
         parts = ", ".join(f"{stage} {format_duration(facts['wall_seconds'])}" for stage, facts in stages.items())
-        tiles.append(_tile("Wall clock", format_duration(record.summary["wall_seconds"]), parts))
-        tiles.append(_tile("Peak memory", format_bytes(record.summary["peak_memory_bytes"]), "all local processes"))
-    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+        found.append(tile("Wall clock", format_duration(record.summary["wall_seconds"]), parts))
+        found.append(tile("Peak memory", format_bytes(record.summary["peak_memory_bytes"]), "all local processes"))
+    return tiles(found)
 
 
 def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
@@ -107,34 +102,27 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
             "gold_after": last.get("eval/gold"),
             "kl_to_reference": last.get("eval/kl"),
         }
-    tiles = []
+    found = []
     if facts.get("score_before") is not None and facts.get("score_after") is not None:
         change = f"{signed(facts['score_before'])} → {signed(facts['score_after'])}"
-        tiles.append(_tile("Score, SFT → PPO", change, "reward model, held-out prompts"))
+        found.append(tile("Score, SFT → PPO", change, "reward model, held-out prompts"))
     if facts.get("gold_before") is not None and facts.get("gold_after") is not None:
-        tiles.append(_gold_tile(facts))
+        found.append(_gold_tile(facts))
     if facts.get("kl_to_reference") is not None:
-        tiles.append(_tile("KL to the reference", f"{facts['kl_to_reference']:.2f}", "nats per response"))
-    return tiles
+        found.append(tile("KL to the reference", f"{facts['kl_to_reference']:.2f}", "nats per response"))
+    return found
 
 
 def _gold_tile(facts: Row) -> str:
     before, after, best = facts["gold_before"], facts["gold_after"], facts.get("gold_best")
     change = f"{signed(before)} → {signed(after)}"
     if best is None or best <= before:
-        return _tile("Gold, SFT → PPO", change, "true reward, held-out prompts")
+        return tile("Gold, SFT → PPO", change, "true reward, held-out prompts")
     closed = (after - before) / (best - before)
     width = 100.0 * min(max(closed, 0.0), 1.0)
     bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
     share = f"{closed:.0%}".replace("-", "−")
-    return _tile("Gold, SFT → PPO", change, f"{share} of the gap to the best, {best:.2f}", bar=bar)
-
-
-def _tile(name: str, value: str, note: str, *, bar: str = "") -> str:
-    return (
-        f'<div class="tile"><span class="name">{escape(name)}</span><b>{escape(value)}</b>{bar}'
-        f'<span class="note">{escape(note)}</span></div>'
-    )
+    return tile("Gold, SFT → PPO", change, f"{share} of the gap to the best, {best:.2f}", bar=bar)
 
 
 def _verdict(record: RunRecord) -> str:
@@ -142,17 +130,6 @@ def _verdict(record: RunRecord) -> str:
     if verdict is None:
         return ""
     return f'<p class="card verdict {verdict.tone}"><b>{escape(verdict.headline)}.</b> {escape(verdict.sentence)}</p>'
-
-
-def _figures(title: str, drawn: Sequence[Drawn]) -> str:
-    if not drawn:
-        return ""
-    body = "".join(
-        f"<figure><h3>{escape(figure.title)}</h3><figcaption>{escape(figure.caption)}</figcaption>"
-        f"{with_own_ids(figure.svg, f'{title.split()[-1]}-{i}')}</figure>"
-        for i, figure in enumerate(drawn)
-    )
-    return f'<h2>{escape(title)}</h2><div class="figures">{body}</div>'
 
 
 def _before_and_after(record: RunRecord) -> str:

@@ -40,6 +40,8 @@ class RunRecord:
     summary: Row
     config: str
     """The resolved configuration; empty where there is none."""
+    evaluation: Row
+    """What evaluation.json of the reward model holds; empty where there is none."""
     failure: str | None
     """Why the run ended, if it ended in an error and did not go on since."""
 
@@ -77,6 +79,7 @@ def read_run(run_dir: Path) -> RunRecord:
         evaluations=_evaluations(run_dir / "samples.jsonl"),
         summary=summary,
         config=config.read_text(encoding="utf-8") if config.exists() else "",
+        evaluation=_json(run_dir / "reward_model" / "evaluation.json"),
         failure=_failure(_json(run_dir / "failure.json"), stages),
     )
 

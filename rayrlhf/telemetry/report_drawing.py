@@ -60,6 +60,15 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """One figure of a page."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class Curve:
     """One set of points, in the legend if it has a label; `noisy` points are drawn faint under their running mean,
     `marks` as few bold dots."""
@@ -121,6 +130,46 @@ def draw_stack(x: np.ndarray, layers: Sequence[tuple[str, str, np.ndarray]], *, 
         axis.set_xlabel(xlabel)
         axis.set_ylabel(ylabel)
         _legend(axis, len(layers))
+
+    return to_svg(draw, height=3.3)
+
+
+def draw_histograms(
+    edges: np.ndarray, layers: Sequence[tuple[str, str, np.ndarray]], *, xlabel: str, ylabel: str = "share"
+) -> str:
+    """Distributions (label, colour, counts) over common bins, each as shares of its own, as SVG."""
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for label, colour, counts in layers:
+            axis.stairs(counts / max(1, counts.sum()), edges, color=colour, label=label, fill=True, alpha=0.35)
+            axis.stairs(counts / max(1, counts.sum()), edges, color=colour, linewidth=1.4)
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
+        if len(layers) > 1:
+            _legend(axis, len(layers))
+
+    return to_svg(draw, height=3.3)
+
+
+def draw_scatter(curves: Sequence[Curve], *, xlabel: str, ylabel: str, diagonal: bool = False) -> str:
+    """Points as they are, as SVG; `diagonal` adds the line of equality from 0 to 1."""
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        if diagonal:
+            axis.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        for curve in curves:
+            if curve.look == "line":
+                axis.plot(curve.x, curve.y, color=curve.colour, label=curve.label or None, marker="o", markersize=4)
+            else:
+                axis.scatter(
+                    curve.x, curve.y, s=10, color=curve.colour, alpha=0.4, linewidths=0, label=curve.label or None
+                )
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
+        if len(curves) > 1:
+            _legend(axis, len(curves))
 
     return to_svg(draw, height=3.3)
 

@@ -1,7 +1,5 @@
 """The figures of a report, by section: what they show, in words, and the drawing."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from rayrlhf.telemetry.report_data import RunRecord
@@ -14,6 +12,7 @@ from rayrlhf.telemetry.report_drawing import (
     SHADES,
     VIOLET,
     Curve,
+    Drawn,
     Panel,
     draw_panels,
     draw_stack,
@@ -30,15 +29,6 @@ _PHASES = (
     ("time/sync", "weight sync", VIOLET),
     ("time/checkpoint", "checkpoint", RED),
 )
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One figure of the page."""
-
-    title: str
-    caption: str
-    svg: str
 
 
 def objective_figures(record: RunRecord) -> list[Drawn]:
@@ -58,7 +48,7 @@ def supervised_figures(record: RunRecord) -> list[Drawn]:
     ]
     present = [panel for panel in panels if panel is not None]
     if present:
-        caption = "Share of preference pairs ordered as labelled, and the Bradley-Terry loss."
+        caption = "Share of preferences ordered as labelled, and the loss."
         drawn.append(Drawn("Reward model", caption, draw_panels(present, xlabel="step")))
     return drawn
 

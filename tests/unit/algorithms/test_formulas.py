@@ -1,7 +1,5 @@
 """Masking, KL, rewards, values, supervised losses, schedules, mismatch and seeds against closed forms."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from rayrlhf.algorithms.mismatch import mismatch_quantiles
 from rayrlhf.algorithms.rewards import RunningMoments, normalize_scores, penalize_truncated, token_rewards
 from rayrlhf.algorithms.schedule import lr_multiplier
 from rayrlhf.algorithms.seeds import derive_seed
-from rayrlhf.algorithms.supervised import bradley_terry, centering, token_nll
+from rayrlhf.algorithms.supervised import token_nll
 from rayrlhf.algorithms.value_loss import explained_variance, value_loss
 
 DOUBLE = torch.float64
@@ -97,26 +95,6 @@ def test_explained_variance_of_a_perfect_a_constant_and_a_useless_critic() -> No
     assert explained_variance(torch.full_like(returns, 7.0), returns, SOME) == pytest.approx(0.0)
     assert explained_variance(2 * returns, returns, SOME) == pytest.approx(0.0)
     assert explained_variance(returns, torch.ones_like(returns), SOME) == 0.0
-
-
-def test_bradley_terry_is_ln_2_at_zero_stable_and_shift_invariant() -> None:
-    zero = torch.zeros(3, dtype=DOUBLE)
-    assert float(bradley_terry(zero, zero, pair_count=3)) == pytest.approx(math.log(2))
-    far = torch.tensor([1e4], dtype=DOUBLE)
-    assert float(bradley_terry(far, -far, pair_count=1)) == 0.0
-    assert float(bradley_terry(-far, far, pair_count=1)) == pytest.approx(2e4)
-    chosen = torch.tensor([0.3, -1.0], dtype=DOUBLE, requires_grad=True)
-    rejected = torch.tensor([1.0, 0.5], dtype=DOUBLE)
-    loss = bradley_terry(chosen, rejected, pair_count=2)
-    assert float(bradley_terry(chosen.detach() + 5, rejected + 5, pair_count=2)) == pytest.approx(float(loss.detach()))
-    (gradient,) = torch.autograd.grad(loss, chosen)
-    torch.testing.assert_close(gradient, -torch.sigmoid(rejected - chosen).detach() / 2)
-
-
-def test_centring_fixes_the_origin_alone() -> None:
-    one = torch.tensor([1.0, 1.0])
-    assert float(centering(one, -one, pair_count=2)) == 0.0
-    assert float(centering(one, one, pair_count=2)) == 4.0
 
 
 def test_token_nll_is_a_share_of_the_global_mean() -> None:

@@ -9,12 +9,13 @@ from rayrlhf.errors import DataError
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 2))
-def test_every_row_is_in_one_micro_batch_within_the_budget(lengths: list[int], multiple: int, group: int) -> None:
-    plan = plan_micro_batches(lengths, max_tokens=100, multiple_of=multiple, group=group)
+@given(st.lists(st.tuples(st.integers(1, 25), st.integers(1, 4)), min_size=1, max_size=60), st.integers(1, 4))
+def test_every_row_is_in_one_micro_batch_within_the_budget(rows: list[tuple[int, int]], multiple: int) -> None:
+    lengths, counts = [length for length, _ in rows], [count for _, count in rows]
+    plan = plan_micro_batches(lengths, max_tokens=100, multiple_of=multiple, counts=counts)
     assert sorted(i for rows in plan for i in rows) == list(range(len(lengths)))
-    assert all(len(rows) * group * max(lengths[i] for i in rows) <= 100 for rows in plan)
-    assert plan == plan_micro_batches(lengths, max_tokens=100, multiple_of=multiple, group=group)
+    assert all(sum(counts[i] for i in rows) * max(lengths[i] for i in rows) <= 100 for rows in plan)
+    assert plan == plan_micro_batches(lengths, max_tokens=100, multiple_of=multiple, counts=counts)
 
 
 def test_rows_of_like_length_go_together() -> None:
@@ -29,8 +30,8 @@ def test_the_number_of_micro_batches_divides_among_ranks() -> None:
 def test_a_row_that_fits_nowhere_is_an_error() -> None:
     with pytest.raises(DataError, match="101 tokens does not fit into a micro-batch of 100"):
         plan_micro_batches([5, 101], max_tokens=100)
-    with pytest.raises(DataError, match="60 tokens does not fit into a micro-batch of 50"):
-        plan_micro_batches([60], max_tokens=100, group=2)
+    with pytest.raises(DataError, match="2 times 60 tokens does not fit into a micro-batch of 100"):
+        plan_micro_batches([60], max_tokens=100, counts=[2])
 
 
 def test_masks_come_from_lengths_whatever_the_ids() -> None:

@@ -22,7 +22,7 @@ from rayrlhf.data.dataset import (
     tokenize_prompts,
     tokenizer_texts,
 )
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow
+from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.errors import DataError
 
@@ -202,11 +202,11 @@ def test_labelled_texts_give_openings_pairs_and_prompts(tmp_path: Path) -> None:
     assert row.prompt == "this film"
     assert row.response.startswith(" ")
     pairs = load_preferences(loaded)
-    for pair in pairs.train + pairs.heldout:
-        assert pair.prompt == ""
-        assert pair.chosen.endswith("good")
-        assert pair.rejected.endswith("bad")
-    used = [text for pair in pairs.train + pairs.heldout for text in (pair.chosen, pair.rejected)]
+    for row in pairs.train + pairs.heldout:
+        assert row.prompt == ""
+        assert row.chosen.endswith("good")
+        assert row.rejected.endswith("bad")
+    used = [text for row in pairs.train + pairs.heldout for text in (row.chosen, row.rejected)]
     assert len(used) == len(set(used))
     prompts = load_prompts(loaded)
     assert [p.prompt for p in prompts.train + prompts.heldout] == ["this film"]
@@ -238,20 +238,22 @@ def test_rows_too_long_for_the_model_are_bad_rows_and_nothing_is_cut(tmp_path: P
         tokenize_demonstrations([Demonstration(prompt="Q", response=long, origin="a.jsonl:3")], tokenizer, loaded)
     with pytest.raises(DataError, match=r"a\.jsonl:4: the prompt has \d+ tokens and data.max_prompt_tokens is 32"):
         tokenize_prompts([PromptRow(prompt=long, origin="a.jsonl:4")], tokenizer, loaded)
-    with pytest.raises(DataError, match=r"a\.jsonl:5: a side with its prompt has \d+ tokens"):
-        tokenize_preferences([Preference(prompt="Q", chosen="a", rejected=long, origin="a.jsonl:5")], tokenizer, loaded)
+    with pytest.raises(DataError, match=r"a\.jsonl:5: a response with its prompt has \d+ tokens"):
+        tokenize_preferences([pair("Q", "a", long, origin="a.jsonl:5")], tokenizer, loaded)
 
 
 def test_tokens_of_rows(tmp_path: Path) -> None:
     tokenizer = train_tokenizer([row["prompt"] + row["response"] for row in ROWS], vocab_size=300)
     loaded = config(tmp_path, prompts={"path": "p", "format": "prompts"})
-    (example,) = tokenize_demonstrations(
-        [Demonstration(prompt="Question 1?", response=" Answer 2.")], tokenizer, loaded
-    )
-    assert tokenizer.decode(example.token_ids[: example.prompt_length]) == "Question 1?"
-    assert tokenizer.decode(example.token_ids[example.prompt_length :]) == " Answer 2." + tokenizer.eos_token
-    (pair,) = tokenize_preferences([Preference(prompt="", chosen="Yes", rejected="No")], tokenizer, loaded)
-    assert tokenizer.decode(pair.chosen_ids) == "Yes" + tokenizer.eos_token
+    (shown,) = tokenize_demonstrations([Demonstration(prompt="Question 1?", response=" Answer 2.")], tokenizer, loaded)
+    assert tokenizer.decode(shown.token_ids[: shown.prompt_length]) == "Question 1?"
+    assert tokenizer.decode(shown.token_ids[shown.prompt_length :]) == " Answer 2." + tokenizer.eos_token
+    (example,) = tokenize_preferences([pair("", "Yes", "No", probability=0.9)], tokenizer, loaded)
+    assert [tokenizer.decode(ids) for ids in example.sequences] == [
+        "Yes" + tokenizer.eos_token,
+        "No" + tokenizer.eos_token,
+    ]
+    assert (example.ranks, example.probability) == ((0, 1), 0.9)
     prompts = tokenize_prompts([PromptRow(prompt="Question 1?"), PromptRow(prompt="Question 2?")], tokenizer, loaded)
     assert [p.prompt_id for p in prompts] == [0, 1]
     assert prompts[1].text == "Question 2?"

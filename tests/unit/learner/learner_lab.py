@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.config import RunConfig, parse_config
 from rayrlhf.data.tokenizer import train_tokenizer
+from rayrlhf.learner.objectives import NextToken, PreferenceObjective
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
-from rayrlhf.learner.supervised import NextToken, PairwisePreference, SupervisedLearner
+from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.models.load import make_policy
-from rayrlhf.types import Example, PreferencePair, SampleId, ScoredTrajectory, Trajectory, VersionSpan
+from rayrlhf.types import Example, PreferenceExample, SampleId, ScoredTrajectory, Trajectory, VersionSpan
 
 ALONE = Ranks(rank=0, world=1)
 INIT: dict[str, Any] = {
@@ -87,7 +89,7 @@ def supervised_learner(stage: str, config: RunConfig, *, rows: int = 21, ranks: 
     objective: Any = (
         NextToken(train_on_prompt=config.sft.train_on_prompt)
         if stage == "sft"
-        else PairwisePreference(center_coef=config.reward.center_coef)
+        else PreferenceObjective(LossSettings(**config.reward.loss.model_dump()))
     )
     make = examples if stage == "sft" else pairs
     return SupervisedLearner(
@@ -99,6 +101,7 @@ def supervised_learner(stage: str, config: RunConfig, *, rows: int = 21, ranks: 
         train=make(rows, seed=1),
         heldout=make(9, seed=2),
         ranks=ranks,
+        seed=config.seed,
     )
 
 
@@ -118,15 +121,21 @@ def examples(count: int, *, seed: int) -> list[Example]:
     return [Example(token_ids=ids(rng, int(rng.integers(4, 14))), prompt_length=3) for _ in range(count)]
 
 
-def pairs(count: int, *, seed: int) -> list[PreferencePair]:
+def pairs(count: int, *, seed: int) -> list[PreferenceExample]:
     """The chosen response ends in a low id, the rejected one in a high one: something a reward model can learn."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
         chosen, rejected = ids(rng, int(rng.integers(4, 14))), ids(rng, int(rng.integers(4, 14)))
         chosen[-1], rejected[-1] = int(rng.integers(50, 54)), int(rng.integers(200, 204))
-        made.append(PreferencePair(chosen_ids=chosen, rejected_ids=rejected))
+        made.append(preference((chosen, rejected), ranks=(0, 1)))
     return made
+
+
+def preference(sequences: tuple[np.ndarray, ...], **known: Any) -> PreferenceExample:
+    unknown = (float("nan"),) * len(sequences)
+    facts: dict[str, Any] = {"ranks": (-1,) * len(sequences), "ratings": unknown, "labels": unknown}
+    return PreferenceExample(sequences=sequences, prompt_length=1, **(facts | known))
 
 
 def ids(rng: np.random.Generator, length: int) -> np.ndarray:

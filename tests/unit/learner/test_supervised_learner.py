@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import CheckpointError, DataError
 from rayrlhf.learner.base import prepare_base
-from rayrlhf.learner.supervised import NextToken, SupervisedLearner, build_supervised
+from rayrlhf.learner.build import build_reward, build_sft
+from rayrlhf.learner.objectives import NextToken
+from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.telemetry.metrics import check_names
 
 STEADY = {"lr": 1.0e-3, "eps": 1.0e-4}
@@ -59,19 +61,19 @@ def test_reward_loss_is_bradley_terry_over_all_pairs() -> None:
         for row in pairs(8, seed=1):
             chosen, rejected = (
                 float(model.score(model.model(torch.from_numpy(x.astype(np.int64))[None]).last_hidden_state[0, -1]))
-                for x in (row.chosen_ids, row.rejected_ids)
+                for x in row.sequences
             )
             deltas.append(chosen - rejected)
     metrics = learner.train_step()
     assert metrics["reward/loss"] == pytest.approx(np.mean(np.log1p(np.exp(-np.array(deltas)))), abs=1e-5)
     assert metrics["reward/margin"] == pytest.approx(np.mean(deltas), abs=1e-5)
     assert metrics["reward/accuracy"] == np.mean(np.array(deltas) > 0)
-    assert learner.tokens == sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs(8, seed=1))
+    assert learner.tokens == sum(len(x) for p in pairs(8, seed=1) for x in p.sequences)
 
 
 def test_centering_enters_the_gradient_and_not_the_reported_loss() -> None:
     plain = supervised_learner("reward", config("reward"), rows=8)
-    centred = supervised_learner("reward", config("reward", center_coef=0.5), rows=8)
+    centred = supervised_learner("reward", config("reward", loss={"center_coef": 0.5}), rows=8)
     first, second = plain.train_step(), centred.train_step()
     assert first["reward/loss"] == second["reward/loss"]
     assert first["optim/grad_norm"] != second["optim/grad_norm"]
@@ -199,6 +201,7 @@ def test_no_rows_is_an_error() -> None:
             train=[],
             heldout=examples(9, seed=1),
             ranks=ALONE,
+            seed=0,
         )
 
 
@@ -218,10 +221,10 @@ def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
         ppo={"micro_batch_tokens": 4096},
     )
     prepare_base(settings, str(tmp_path / "base"))
-    sft = build_supervised(settings, "sft", base_dir=str(tmp_path / "base"), ranks=ALONE)
+    sft = build_sft(settings, base_dir=str(tmp_path / "base"), ranks=ALONE)
     assert sft.train_step()["policy/nll"] > 0
     sft.export(str(tmp_path / "sft"))
-    reward = build_supervised(settings, "reward", base_dir=str(tmp_path / "sft"), ranks=ALONE)
+    reward = build_reward(settings, base_dir=str(tmp_path / "sft"), ranks=ALONE)
     trained = parameters(sft._core.model)
     found = parameters(reward._core.model)
     assert all(torch.equal(found[name], value) for name, value in trained.items() if name != "lm_head.weight")

@@ -60,6 +60,8 @@ def scorer(models: Path, **options: Any) -> TrajectoryScorer:
         "temperature": TEMPERATURE,
         "device": "cpu",
         "dtype": "auto",
+        "combination": "mean",
+        "penalty": 0.0,
         "gold": None,
     }
     return TrajectoryScorer(**(defaults | options))
@@ -150,7 +152,7 @@ def test_micro_batches_change_nothing(models: Path) -> None:
         assert a.score == pytest.approx(b.score, abs=1e-5) == pytest.approx(c.score, abs=1e-5)
         np.testing.assert_allclose(a.ref_logprobs, b.ref_logprobs, atol=1e-5)
         np.testing.assert_allclose(a.ref_logprobs, c.ref_logprobs, atol=1e-5)
-    with pytest.raises(DataError, match=f"A sequence of {longest} tokens does not fit"):
+    with pytest.raises(DataError, match=f"A row of {longest} tokens does not fit"):
         scorer(models, micro_batch_tokens=longest - 1).score(trajectories())
 
 

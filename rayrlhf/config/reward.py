@@ -1,0 +1,85 @@
+"""How reward models are trained."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayrlhf.config.base import Node
+from rayrlhf.config.stages import SupervisedConfig
+
+
+class LossConfig(Node):
+    """Which loss, and its constants."""
+
+    kind: Literal[
+        "bradley_terry",
+        "margin",
+        "scaled",
+        "robust",
+        "hinge",
+        "rao_kupper",
+        "davidson",
+        "plackett_luce",
+        "regression",
+        "binary",
+    ] = "bradley_terry"
+    """Pairs: all but the last three; pairs with ties by a model of them: rao_kupper, davidson; ratings: regression;
+    good-or-bad labels: binary. Rankings of K responses are learned from all their pairs, or by plackett_luce."""
+    smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Share of the label given to the other order (bradley_terry, margin, scaled)."""
+    flip_rate: float = Field(default=0.1, ge=0.0, lt=0.5)
+    """robust: the share of labels believed to be flipped."""
+    hinge_margin: float = Field(default=1.0, gt=0.0)
+    tie_parameter: float = Field(default=2.0, gt=0.0)
+    """rao_kupper: theta, above 1; davidson: nu."""
+    origin: float = 0.0
+    """binary: the score between bad and good."""
+    center_coef: float = Field(default=0.0, ge=0.0)
+    """Weight of mean((r_chosen + r_rejected)^2), which keeps scores centred."""
+    l2_coef: float = Field(default=0.0, ge=0.0)
+    """Weight of mean(r^2), which keeps scores small."""
+
+    @model_validator(mode="after")
+    def _theta(self) -> "LossConfig":
+        if self.kind == "rao_kupper" and self.tie_parameter <= 1.0:
+            raise ValueError(f"tie_parameter={self.tie_parameter:g} must be above 1 for rao_kupper")
+        return self
+
+
+class LoraConfig(Node):
+    """Low-rank adapters on a frozen backbone, merged when the model is written."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0.0)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class RewardConfig(SupervisedConfig):
+    """Reward-model training on preferences."""
+
+    base: str | None = None
+    """Backbone to start from; default: the run's own sft/, else model.path."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt plus response, in the reward model's tokens; default: model.max_length."""
+    loss: LossConfig = LossConfig()
+    length_balance: float = Field(default=0.0, ge=0.0, le=1.0)
+    """How far pairs are reweighted so that among pairs of one length difference the longer response wins no more often
+    than it loses: 0 not at all, 1 fully."""
+    keep_best: bool = True
+    """Keep the weights of the evaluation with the least held-out loss, not the last."""
+    members: int = Field(default=1, ge=1)
+    """Reward models of the ensemble: each with its own head, order and bootstrap sample of the preferences."""
+    heads: int = Field(default=1, ge=1)
+    """Heads on one backbone, each with its own bootstrap weights: a cheap ensemble."""
+    bootstrap: bool = True
+    """Members and heads see resampled preferences; false: they differ by seed and order alone."""
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_ensemble(self) -> "RewardConfig":
+        if self.members > 1 and self.heads > 1:
+            raise ValueError(
+                f"reward.members={self.members} and reward.heads={self.heads} exclude each other: an ensemble is of "
+                f"models or of heads"
+            )
+        return self

@@ -1,0 +1,76 @@
+"""From a configuration to the learner of a supervised stage: its model and its data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rayrlhf.algorithms.preference_loss import LossSettings
+from rayrlhf.algorithms.seeds import derive_seed
+from rayrlhf.config import RewardConfig, RunConfig
+from rayrlhf.data.dataset import (
+    load_demonstrations,
+    load_preferences,
+    tokenize_demonstrations,
+    tokenize_preferences,
+)
+from rayrlhf.data.length_balance import balance_lengths
+from rayrlhf.data.tokenizer import load_tokenizer
+from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usable
+from rayrlhf.learner.process_group import Ranks
+from rayrlhf.learner.supervised import SupervisedLearner
+from rayrlhf.models.load import load_policy, make_reward_model
+from rayrlhf.types import PreferenceExample
+
+
+def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLearner:
+    """The learner of supervised fine-tuning."""
+    tokenizer = load_tokenizer(base_dir)
+    demonstrations = load_demonstrations(config)
+    return SupervisedLearner(
+        config,
+        config.sft,
+        NextToken(train_on_prompt=config.sft.train_on_prompt),
+        model=load_policy(base_dir),
+        tokenizer=tokenizer,
+        train=tokenize_demonstrations(demonstrations.train, tokenizer, config),
+        heldout=tokenize_demonstrations(demonstrations.heldout, tokenizer, config),
+        ranks=ranks,
+        seed=config.seed,
+    )
+
+
+def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0) -> SupervisedLearner:
+    """The learner of one member of the reward-model ensemble."""
+    tokenizer = load_tokenizer(base_dir)
+    preferences = load_preferences(config)
+    settings = LossSettings(**config.reward.loss.model_dump())
+    train = tokenize_preferences(preferences.train, tokenizer, config)
+    check_usable(train, settings, what="the training preferences")
+    seed = derive_seed(config.seed, "reward member", member) if member else config.seed
+    train = balance_lengths(train, strength=config.reward.length_balance)
+    return SupervisedLearner(
+        config,
+        config.reward,
+        PreferenceObjective(settings),
+        model=make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads),
+        tokenizer=tokenizer,
+        train=resampled(train, config.reward, seed=seed),
+        heldout=tokenize_preferences(preferences.heldout, tokenizer, config),
+        ranks=ranks,
+        seed=seed,
+    )
+
+
+def resampled(rows: Sequence[PreferenceExample], settings: RewardConfig, *, seed: int) -> list[PreferenceExample]:
+    """What one member sees of the rows: a bootstrap sample of them, or with several heads Poisson weights for each.
+
+    Efron 1979; Oza and Russell 2001 for the weights, whose distribution is that of the counts in a bootstrap sample.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    if not settings.bootstrap or (settings.members == 1 and settings.heads == 1):
+        return list(rows)
+    if settings.members > 1:
+        return [rows[i] for i in rng.integers(len(rows), size=len(rows))]
+    weights = rng.poisson(1.0, size=(len(rows), settings.heads)).astype(float)
+    return [replace(row, head_weights=tuple(own)) for row, own in zip(rows, weights.tolist(), strict=True)]

@@ -1,0 +1,95 @@
+"""The reward stage: train the members of the ensemble, put them together, package and judge what came out."""
+
+import asyncio
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rayrlhf.actors.calls import resolve, together
+from rayrlhf.actors.cluster import cluster_nodes, room_for
+from rayrlhf.actors.placement import actor_options
+from rayrlhf.config import RunConfig
+from rayrlhf.errors import ConfigError
+from rayrlhf.learner.build import build_reward
+from rayrlhf.learner.process_group import Ranks
+from rayrlhf.learner.supervised import SupervisedLearner
+from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.folder import tracks
+from rayrlhf.pipelines.supervised import Trained, base_directory, train
+from rayrlhf.reward.package import MEMBERS, package
+
+
+async def run_reward(context: RunContext) -> dict[str, Any]:
+    """Train, package and judge the reward model; the stage's part of the summary."""
+    config, folder = context.config, context.folder
+    started = time.monotonic()
+    base_dir = await _backbone(context)
+    names = tracks(config, "reward")
+    fitting = room_for(config.learner, cluster_nodes(), device=context.device, processes=config.learner.processes)
+    at_once = asyncio.Semaphore(max(1, fitting))
+
+    async def member(number: int, track: str) -> Trained | None:
+        output = folder.trained(track)
+        if context.resume and output.exists():
+            return None
+        async with at_once:
+            build = partial(_build, base_dir=base_dir, member=number)
+            return await train(context, track, config.reward, build, output=output, keep_best=config.reward.keep_best)
+
+    trained = await together(*(member(number, track) for number, track in enumerate(names)))
+    building = folder.root / "checkpoints" / "reward_model"
+    _assemble([folder.trained(track) for track in names], building)
+    judged = await _package(context, building)
+    building.rename(folder.model_dir("reward_model"))
+    return {
+        "wall_seconds": time.monotonic() - started,
+        "tokens": sum(one.tokens for one in trained if one is not None),
+        "heldout_accuracy": judged["accuracy"],
+        "members": config.reward.members,
+        "heads": config.reward.heads,
+        **{name: judged[name] for name in ("nll", "ece", "temperature", "balanced_accuracy")},
+    }
+
+
+def _build(config: RunConfig, ranks: Ranks, *, base_dir: str, member: int) -> SupervisedLearner:
+    return build_reward(config, base_dir=base_dir, ranks=ranks, member=member)
+
+
+async def _backbone(context: RunContext) -> str:
+    config, folder = context.config, context.folder
+    if config.reward.base is not None:
+        return config.reward.base
+    if folder.finished("sft"):
+        return str(folder.model_dir("sft"))
+    if config.model.path is None and "sft" in config.stages:
+        raise ConfigError(f"The reward stage starts from {folder.model_dir('sft')}, which is not there: run sft first.")
+    return await base_directory(context)
+
+
+def _assemble(models: list[Path], building: Path) -> None:
+    """The first member is the plain model; the others lie below it."""
+    if models[0].exists():
+        shutil.rmtree(building, ignore_errors=True)
+        models[0].rename(building)
+    for number, model in enumerate(models[1:], start=1):
+        target = building / MEMBERS / f"{number:02d}"
+        if model.exists():
+            target.parent.mkdir(exist_ok=True)
+            model.rename(target)
+
+
+async def _package(context: RunContext, building: Path) -> dict[str, Any]:
+    """Score the held-out preferences with what was exported, in a process of its own: what is judged is what is used."""
+    config = context.config
+    options = actor_options(config.scoring, device=context.device)
+    task = ray.remote(package).options(max_retries=0, **options)
+    judged: dict[str, Any] = await resolve(
+        task.remote(config, str(building), device=context.device),
+        what="the reward model to be packaged",
+        timeout=config.scoring.call_timeout,
+    )
+    return judged

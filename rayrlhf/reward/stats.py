@@ -1,0 +1,79 @@
+"""What a reward model says of itself, beside its weights: the scale of its scores and probes of them."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rayrlhf.errors import ModelError
+
+STATS_FILE = "reward_stats.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Mean and standard deviation of raw scores over the reference set."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A sequence as token ids and as text, and the raw score it had when the model was packaged."""
+
+    ids: list[int]
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardStats:
+    """`reward_stats.json`."""
+
+    scale: Scale
+    """Of the mean over members, over the responses of the held-out preferences."""
+    members: list[Scale]
+    """Of each member or head on the same responses; of a single model its own."""
+    temperature: float
+    """With r the mean over members, sigmoid((r1 - r2) / temperature) is the probability that the first is preferred."""
+    max_length: int
+    """Longest sequence it was trained on, in tokens."""
+    template: str
+    """Digest of the chat template and the special tokens that a score depends on."""
+    probes: list[Probe]
+
+    def save(self, directory: Path) -> None:
+        """Write the file into a model directory."""
+        (directory / STATS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def load_stats(directory: str | Path) -> RewardStats:
+    """Read the file of a model directory; ModelError without one that can be read."""
+    path = Path(directory) / STATS_FILE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return RewardStats(
+            **{
+                **found,
+                "scale": Scale(**found["scale"]),
+                "members": [Scale(**member) for member in found["members"]],
+                "probes": [Probe(**probe) for probe in found["probes"]],
+            }
+        )
+    except FileNotFoundError:
+        raise ModelError(
+            f"The reward model {directory} has no {STATS_FILE}: `rayrlhf evaluate reward {directory} DATA --package` "
+            f"makes one."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from None
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What decides how text becomes the tokens that are scored."""
+    parts = [tokenizer.chat_template, tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

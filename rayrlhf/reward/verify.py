@@ -1,0 +1,152 @@
+"""Whether a packaged reward model gives every tool the scores it was packaged with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TextClassificationPipeline,
+)
+
+from rayrlhf.errors import ModelError
+from rayrlhf.models.load import check_model_dir, check_reward_model, load_reward_model
+from rayrlhf.reward.model import RewardModel
+from rayrlhf.reward.stats import Probe, RewardStats, load_stats, template_digest
+
+Backend = Callable[[str, Sequence[Probe]], Sequence[float]]
+"""Scores of the probes, in order, of the model in a directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check and what it found."""
+
+    check: str
+    passed: bool
+    told: str
+    deviation: float | None = None
+    """Largest |score - packaged score| of a backend."""
+
+
+def verify(directory: str, backends: dict[str, Backend], *, tolerance: float) -> list[Finding]:
+    """Every check of the files, then the probes through every backend; a check that stops the rest ends the list."""
+    try:
+        check_model_dir(directory, role="reward model")
+        check_reward_model(directory)
+        load_reward_model(directory)
+        stats = load_stats(directory)
+    except ModelError as error:
+        return [Finding(check="files", passed=False, told=str(error))]
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    findings = [
+        Finding(check="files", passed=True, told="configuration, weights with a trained head, pad token, statistics"),
+        _problem_type(directory),
+        _template(tokenizer, stats),
+        _tokens(tokenizer, stats),
+    ]
+    return findings + [_replay(name, run, directory, stats, tolerance) for name, run in backends.items()]
+
+
+def stock_backends(*, micro_batch_tokens: int = 8192) -> dict[str, Backend]:
+    """The tools that need no engine: transformers, its pipeline, and what the scoring pool runs."""
+
+    def scorer(directory: str, probes: Sequence[Probe]) -> Sequence[float]:
+        model = RewardModel(directory, device="cpu", dtype="float32", micro_batch_tokens=micro_batch_tokens)
+        raw: np.ndarray = model.score([np.array(probe.ids, dtype=np.int32) for probe in probes])
+        return model.plain(raw).tolist()
+
+    return {
+        "transformers, one by one": _transformers_alone,
+        "transformers, padded": _transformers_padded,
+        "text-classification pipeline": _pipeline,
+        "scoring pool": scorer,
+    }
+
+
+def _problem_type(directory: str) -> Finding:
+    found = getattr(AutoConfig.from_pretrained(directory), "problem_type", None)
+    return Finding(
+        check="raw scores",
+        passed=found == "regression",
+        told="problem_type is regression"
+        if found == "regression"
+        else f'problem_type is {found!r}: pipelines and vLLM put a sigmoid on the score; set it to "regression"',
+    )
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, stats: RewardStats) -> Finding:
+    """A scored conversation must end exactly at the end token and begin at most once."""
+    digest = template_digest(tokenizer)
+    if digest != stats.template:
+        told = f"the template and special tokens are not those of packaging ({digest}, then {stats.template})"
+        return Finding(check="template", passed=False, told=told)
+    if tokenizer.chat_template is None:
+        return Finding(check="template", passed=True, told="plain text, no chat template")
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    if ids[-1] != tokenizer.eos_token_id:
+        told = (
+            f"a conversation ends with {tokenizer.decode(ids[-1:])!r} and not with {tokenizer.eos_token!r}: tools that "
+            f"score conversations would read another token than training did"
+        )
+        return Finding(check="template", passed=False, told=told)
+    if tokenizer.bos_token_id is not None and ids.count(tokenizer.bos_token_id) > 1:
+        return Finding(check="template", passed=False, told=f"a conversation begins with {tokenizer.bos_token!r} twice")
+    return Finding(check="template", passed=True, told="ends at the end token")
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, stats: RewardStats) -> Finding:
+    """The probes' text must become the tokens that were scored, each of them in the vocabulary."""
+    vocabulary = len(tokenizer)
+    for probe in stats.probes:
+        if max(probe.ids) >= vocabulary:
+            told = f"token {max(probe.ids)} of a probe is missing: the tokenizer has {vocabulary} tokens"
+            return Finding(check="tokens", passed=False, told=told)
+        found = tokenizer(probe.text, add_special_tokens=False).input_ids
+        if list(found) != list(probe.ids):
+            told = f"the probe {probe.text[:60]!r} is tokenized otherwise than when the model was packaged"
+            return Finding(check="tokens", passed=False, told=told)
+    return Finding(check="tokens", passed=True, told=f"{len(stats.probes)} probes become the tokens they were")
+
+
+def _replay(name: str, run: Backend, directory: str, stats: RewardStats, tolerance: float) -> Finding:
+    wanted = np.array([probe.score for probe in stats.probes])
+    found = np.array(list(run(directory, stats.probes)), dtype=float)
+    deviation = float(np.abs(found - wanted).max())
+    passed = bool(deviation <= tolerance)
+    told = f"{len(wanted)} probes, scores {wanted.min():.3f} to {wanted.max():.3f}"
+    if not passed:
+        squashed = np.abs(found - 1.0 / (1.0 + np.exp(-wanted))).max() <= tolerance
+        told += ": a sigmoid is applied" if squashed else f": tolerance {tolerance:g} is exceeded"
+    return Finding(check=name, passed=passed, told=told, deviation=deviation)
+
+
+@torch.inference_mode()
+def _transformers_alone(directory: str, probes: Sequence[Probe]) -> Sequence[float]:
+    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    return [float(model(torch.tensor([probe.ids])).logits[0, 0]) for probe in probes]
+
+
+@torch.inference_mode()
+def _transformers_padded(directory: str, probes: Sequence[Probe]) -> Sequence[float]:
+    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    scores: list[float] = []
+    for start in range(0, len(probes), 8):
+        encoded = tokenizer.pad({"input_ids": [p.ids for p in probes[start : start + 8]]}, return_tensors="pt")
+        scores += model(**encoded).logits[:, 0].tolist()
+    return scores
+
+
+def _pipeline(directory: str, probes: Sequence[Probe]) -> Sequence[float]:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    classify = TextClassificationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    # The probes' texts hold their special tokens already.
+    return [float(classify(probe.text, add_special_tokens=False)[0]["score"]) for probe in probes]

@@ -1,0 +1,65 @@
+"""A self-contained page in the project's look: tiles, tables and figures that open offline."""
+
+import os
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from rayrlhf.telemetry.report_drawing import Drawn, with_own_ids
+
+
+def write_page(path: Path, *, title: str, subtitle: str, parts: Sequence[str], footer: str) -> Path:
+    """Write the parts that are not empty as one page, in one rename."""
+    template = Template(resources.files("rayrlhf.telemetry").joinpath("report.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=escape(title),
+        subtitle=escape(subtitle),
+        body="\n".join(part for part in parts if part),
+        footer=escape(footer),
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8", errors="replace")
+    os.replace(partial, path)
+    return path
+
+
+def tile(name: str, value: str, note: str, *, bar: str = "") -> str:
+    """One figure that is read at a glance."""
+    return (
+        f'<div class="tile"><span class="name">{escape(name)}</span><b>{escape(value)}</b>{bar}'
+        f'<span class="note">{escape(note)}</span></div>'
+    )
+
+
+def tiles(found: Sequence[str]) -> str:
+    """Tiles beside each other."""
+    return f'<div class="tiles">{"".join(found)}</div>' if found else ""
+
+
+def figures(title: str, drawn: Sequence[Drawn]) -> str:
+    """Figures under a heading; nothing where there are none."""
+    if not drawn:
+        return ""
+    body = "".join(
+        f"<figure><h3>{escape(figure.title)}</h3><figcaption>{escape(figure.caption)}</figcaption>"
+        f"{with_own_ids(figure.svg, f'{title.split()[-1]}-{i}')}</figure>"
+        for i, figure in enumerate(drawn)
+    )
+    return f'<h2>{escape(title)}</h2><div class="figures">{body}</div>'
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table under a heading; nothing without rows."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    heading = f"<h2>{escape(title)}</h2>" if title else ""
+    return f'{heading}<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def number(value: float | None, shape: str = "{:.3f}") -> str:
+    """A figure as it is shown; a dash where there is none."""
+    return "–" if value is None or value != value else shape.format(value).replace("-", "−")

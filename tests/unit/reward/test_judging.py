@@ -1,0 +1,129 @@
+"""Evaluation, audit and batch scoring on models and data made on the spot."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reward_lab import WORDS, load, packaged, preferences, tokenizer
+
+from rayrlhf.data.schema import Preference, Response, pair
+from rayrlhf.errors import DataError
+from rayrlhf.reward.audit import audit
+from rayrlhf.reward.batch import score_file
+from rayrlhf.reward.judge import ScoredPreferences, judge, save_judged, score_preferences
+from rayrlhf.reward.stats import load_stats
+from rayrlhf.telemetry.reward_page import audit_rows, evaluation_rows, write_audit_page, write_evaluation_page
+
+
+def by_hand(rows: list[Preference], scores: list[list[float]], lengths: list[list[int]]) -> ScoredPreferences:
+    return ScoredPreferences(
+        rows=rows,
+        sequences=[],
+        scores=[np.array(own, dtype=float)[:, None] for own in scores],
+        lengths=[np.array(own) for own in lengths],
+        left_out=0,
+    )
+
+
+def test_figures_of_an_evaluation_by_hand() -> None:
+    rows = [pair("a", "x", "y", subset="s"), pair("a", "x", "z", subset="s"), pair("b", "x", "y", subset="t")]
+    found = judge(by_hand(rows, [[1.0, 0.0], [0.0, 0.0], [-1.0, 1.0]], [[5, 2], [5, 2], [2, 5]])).figures
+    assert found["pairs"] == 3
+    assert found["prompts"] == 2
+    assert found["accuracy"] == pytest.approx(0.5)
+    assert found["strict_accuracy"] == pytest.approx(1 / 3)
+    assert found["longer_accuracy"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == pytest.approx((0.75 + 0.0) / 2)
+    assert found["by_subset"] == {"s": {"pairs": 2, "accuracy": 0.75}, "t": {"pairs": 1, "accuracy": 0.0}}
+    assert found["nll"] == pytest.approx((math.log1p(math.exp(-1)) + math.log(2) + math.log1p(math.exp(2))) / 3)
+
+
+def test_a_ranking_of_k_gives_its_pairs_and_ratings_a_curve() -> None:
+    responses = tuple(Response(text=t, rating=r) for t, r in (("a", 0.0), ("b", 2.0), ("c", 1.0)))
+    row = Preference(prompt="p", responses=responses, ranking=((1,), (2,), (0,)))
+    found = judge(by_hand([row], [[0.0, 5.0, 1.0]], [[3, 3, 3]])).figures
+    assert (found["pairs"], found["accuracy"]) == (3, 1.0)
+    assert found["best_of_n"]["n"] == [1, 2, 3]
+    assert found["best_of_n"]["rating"] == pytest.approx([1.0, 5 / 3, 2.0])
+
+
+def test_an_evaluation_is_a_page_and_rows_for_a_terminal(tmp_path: Path) -> None:
+    model = load(packaged(tmp_path / "reward_model", heads=2))
+    rows = preferences(40, seed=5)
+    judged = judge(score_preferences(model, rows, max_length=64))
+    figures = save_judged(judged, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] == pytest.approx(figures["accuracy"])
+    assert figures["members"] == 2
+    page = write_evaluation_page(tmp_path / "e.html", figures, model="m", data="d").read_text()
+    assert page.count("<svg") >= 5
+    assert "http" not in page.split("<body>")[1]
+    assert {row[0] for row in evaluation_rows(figures)} >= {"accuracy", "pick the longer", "disagreement"}
+
+
+def test_responses_too_long_for_the_model_are_left_out_and_counted(tmp_path: Path) -> None:
+    model = load(packaged(tmp_path / "reward_model"))
+    long = pair("Guest:", " bread" * 70, " ale")
+    found = judge(score_preferences(model, [*preferences(10), long], max_length=64)).figures
+    assert (found["rows"], found["left_out"]) == (10, 1)
+    with pytest.raises(DataError, match="None of the 1 preferences fits into 64 tokens"):
+        score_preferences(model, [long], max_length=64)
+
+
+def test_an_audit_finds_what_was_planted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def text(good: bool, words: int) -> str:
+        return " ".join([*rng.choice(WORDS, size=words), "please" if good else "never"])
+
+    rows = [pair(f"q{i}", text(True, 6), text(False, 4), origin=f"r{i}") for i in range(200)]
+    flipped = [pair(f"f{i}", text(False, 6), text(True, 4), origin=f"flip{i}") for i in range(5)]
+    twice = [rows[0], rows[1]]
+    against = [pair("q3", rows[3].rejected, rows[3].chosen, origin="against")]
+    tie = Preference(prompt="t", responses=(Response(text="a"), Response(text="b")), ranking=((0, 1),))
+    heldout = [pair(" Q7 ", "x", "y"), pair("new", "x", "y")]
+    found = audit([*rows, *flipped, *twice, *against, tie], heldout, tokenizer=tokenizer(), max_length=8)
+    assert (found["duplicates"], found["contradictions"], found["ties"]) == (2, 1, 1)
+    assert (found["shared_prompts"], found["heldout_prompts"]) == (1, 2)
+    assert found["contradictions_named"] in ([["r3", "against"]], [["against", "r3"]])
+    named = {suspect["origin"] for suspect in found["suspects"]["named"]}
+    assert named >= {f"flip{i}" for i in range(5)} | {"against"}
+    assert found["suspects"]["count"] < 20
+    assert found["longer_wins"] > 0.9
+    assert found["over_long"] > 0.5
+    assert found["template"] == {"more_than_one_bos": 0, "no_end_token": 0}
+    page = write_audit_page(tmp_path / "a.html", found, data="planted").read_text()
+    assert "flip0" in page
+    assert {row[0] for row in audit_rows(found)} >= {"duplicates", "contradictions", "labels to look at"}
+
+
+def test_scoring_a_file_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    model, source, target = load(packaged(tmp_path / "m")), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    stats = load_stats(tmp_path / "m")
+    rows = [{"id": i, "prompt": "Guest:", "response": f" bread {WORDS[i % 9]}"} for i in range(600)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score_file(model, stats, source, target, progress=lambda *_: None) == 600
+    whole = target.read_bytes()
+    target.write_bytes(whole[: len(whole) // 2])
+    assert 0 < score_file(model, stats, source, target, progress=lambda *_: None) < 600
+    again = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["id"] for row in again] == list(range(600))
+    np.testing.assert_allclose(
+        [row["score"] for row in again], [json.loads(line)["score"] for line in whole.splitlines()], atol=1e-5
+    )
+    assert score_file(model, stats, source, target, progress=lambda *_: None) == 0
+
+
+def test_scoring_refuses_what_it_cannot_score(tmp_path: Path) -> None:
+    model, stats = load(packaged(tmp_path / "m")), load_stats(tmp_path / "m")
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "Guest:"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:1 cannot be scored: the field response is missing"):
+        score_file(model, stats, source, target, progress=lambda *_: None)
+    source.write_text(json.dumps({"prompt": "Guest:", "response": " bread" * 100}) + "\n")
+    with pytest.raises(DataError, match="nothing is cut"):
+        score_file(model, stats, source, target, progress=lambda *_: None)
+    target.write_text('{"prompt": "another", "score": 1.0}\n')
+    with pytest.raises(DataError, match=r"out\.jsonl:1 is not a scored in\.jsonl:1"):
+        score_file(model, stats, source, target, progress=lambda *_: None)

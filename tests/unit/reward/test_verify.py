@@ -1,0 +1,145 @@
+"""Packaging and verification: one packaged model, and every way to spoil it."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reward_lab import load, packaged, preferences
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rayrlhf.errors import ModelError
+from rayrlhf.reward.judge import score_preferences
+from rayrlhf.reward.model import is_ensemble
+from rayrlhf.reward.stats import Probe, load_stats, template_digest
+from rayrlhf.reward.verify import Finding, stock_backends, verify
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packaged(tmp_path_factory.mktemp("packaged") / "reward_model")
+
+
+@pytest.fixture
+def model(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "reward_model"))
+
+
+def failures(directory: Path) -> dict[str, Finding]:
+    found = verify(str(directory), stock_backends(), tolerance=1e-4)
+    return {finding.check: finding for finding in found if not finding.passed}
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_packaged_model_gives_every_tool_the_same_scores(good: Path) -> None:
+    found = verify(str(good), stock_backends(), tolerance=1e-4)
+    assert [finding.check for finding in found if not finding.passed] == []
+    assert len(found) == 8
+    assert all(finding.deviation < 1e-4 for finding in found if finding.deviation is not None)
+    assert len(load_stats(good).probes) == 32
+
+
+def test_a_missing_head_is_found(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks the weights score.weight" in failures(model)["files"].told
+
+
+def test_pad_equal_to_eos_is_found(model: Path) -> None:
+    change(model / "config.json", pad_token_id=json.loads((model / "config.json").read_text())["eos_token_id"])
+    assert "give it a pad token of its own" in failures(model)["files"].told
+
+
+def test_a_sigmoid_is_found_by_its_cause_and_by_its_effect(model: Path) -> None:
+    change(model / "config.json", problem_type=None)
+    found = failures(model)
+    assert set(found) == {"raw scores", "text-classification pipeline"}
+    assert found["text-classification pipeline"].told.endswith("a sigmoid is applied")
+
+
+def test_a_template_that_goes_on_after_the_end_token_is_found(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    turns = (
+        "{% for m in messages %}{{ m['content'] }}"
+        + tokenizer.eos_token
+        + "{% if not loop.last %} {% endif %}{% endfor %}"
+    )
+    for template, passes in ((turns, True), (turns + "{{ '\\n' }}", False)):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(model)
+        change(model / "reward_stats.json", template=template_digest(AutoTokenizer.from_pretrained(model)))
+        found = failures(model)
+        assert ("template" not in found) == passes
+    assert "tools that score conversations would read another token" in found["template"].told
+
+
+def test_another_template_than_at_packaging_is_found(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(model)
+    assert "not those of packaging" in failures(model)["template"].told
+
+
+def test_a_missing_token_is_found(model: Path) -> None:
+    stats = json.loads((model / "reward_stats.json").read_text())
+    stats["probes"][0]["ids"][0] = 100_000
+    (model / "reward_stats.json").write_text(json.dumps(stats))
+    found = verify(str(model), {}, tolerance=1e-4)
+    assert "token 100000 of a probe is missing" in next(f.told for f in found if f.check == "tokens")
+
+
+def test_other_weights_than_at_packaging_are_found(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["score.weight"] = 1.1 * weights["score.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    found = failures(model)
+    assert "scoring pool" in found
+    assert "tolerance 0.0001 is exceeded" in found["scoring pool"].told
+
+
+def test_without_statistics_there_is_nothing_to_verify(model: Path) -> None:
+    (model / "reward_stats.json").unlink()
+    assert "has no reward_stats.json" in failures(model)["files"].told
+    (model / "reward_stats.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_stats(model)
+
+
+def test_heads_are_one_backbone_and_stock_tools_read_their_mean(tmp_path: Path) -> None:
+    directory = packaged(tmp_path / "reward_model", heads=3)
+    model = load(directory)
+    assert model.members == 3
+    assert is_ensemble(str(directory))
+    scored = score_preferences(model, preferences(8), max_length=64)
+    raw = np.concatenate(scored.scores)
+    stock = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    with torch.no_grad():
+        plain = [float(stock(torch.from_numpy(s.astype(np.int64))[None]).logits[0, 0]) for s in scored.sequences]
+    np.testing.assert_allclose(raw.mean(1), plain, atol=1e-5)
+    assert raw.std(1).min() > 1e-3
+    assert failures(directory) == {}
+
+
+def test_members_are_whole_models_and_stock_tools_read_the_first(tmp_path: Path) -> None:
+    directory = packaged(tmp_path / "reward_model", members=3)
+    model = load(directory)
+    assert model.members == 3
+    assert len(load_stats(directory).members) == 3
+    assert failures(directory) == {}
+
+
+def test_a_backend_that_deviates_fails_alone(good: Path) -> None:
+    def squash(_: str, probes: Sequence[Probe]) -> Sequence[float]:
+        return [1.0 / (1.0 + math.exp(-probe.score)) for probe in probes]
+
+    found = verify(str(good), {"squashed": squash}, tolerance=1e-4)
+    assert [(f.check, f.told.endswith("a sigmoid is applied")) for f in found if not f.passed] == [("squashed", True)]
