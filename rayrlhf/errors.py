@@ -52,6 +52,10 @@ class LedgerError(RayrlhfError, RuntimeError):
     """A sample was about to be lost, trained twice or trained without having been issued."""
 
 
+class ScoringError(RayrlhfError, RuntimeError):
+    """Too many responses could not be scored; the sentence gives the share and the first cause."""
+
+
 class WorkerError(RayrlhfError, RuntimeError):
     """A Ray actor died, hung or failed; the sentence names its role, its rank and the cause."""
 

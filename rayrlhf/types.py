@@ -3,7 +3,7 @@
 Token ids are int32 arrays, log-probabilities float32 arrays; `[R]` is the number of response tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -84,13 +84,17 @@ class ScoredTrajectory:
 
     trajectory: Trajectory
     score: float
-    """The reward model's raw value of prompt and response; of an ensemble its standardised members' as one."""
+    """The reward's terms as one: a reward model's raw value where it is the only one."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Each term's own value."""
     spread: float | None = None
     """Standard deviation over the members of an ensemble; None for a single reward model."""
     ref_logprobs: Float32[np.ndarray, "response"]
     """[R] the reference policy's log-probabilities of the response tokens, at the sampling temperature."""
     prompt_text: str
     response_text: str
+    judge: float | None = None
+    """A held-out reward model's score, for the guard alone; of evaluations only."""
     gold: float | None
     """The task's known true reward, for reporting alone; None where the task has none."""
 

@@ -8,7 +8,7 @@ import ray
 from rayrlhf.actors.calls import resolve, resolve_blocking
 from rayrlhf.actors.placement import QUIET, spawn
 from rayrlhf.config import RunConfig
-from rayrlhf.experience.summary import evaluation_metrics, repeated_share, sample_rows
+from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
 from rayrlhf.types import ScoredTrajectory
 
@@ -35,11 +35,11 @@ class RecorderActor:
         self._writer.samples(sample_rows("ppo", step, scored))
         return {"rollout/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored])}
 
-    def evaluation(self, step: int, *chunks: list[ScoredTrajectory]) -> dict[str, float]:
-        """Write held-out samples; answers with their eval/* metrics."""
+    def evaluation(self, step: int, *chunks: list[ScoredTrajectory]) -> tuple[dict[str, float], list[float]]:
+        """Write held-out samples; answers with their eval/* metrics and what the guard watches."""
         scored = [item for chunk in chunks for item in chunk]
         self._writer.samples(sample_rows("eval", step, scored))
-        return evaluation_metrics(scored)
+        return evaluation_metrics(scored), judged_values(scored)
 
     def close(self) -> None:
         """Flush everything; the last call."""
@@ -70,10 +70,10 @@ class Recorder:
         metrics: dict[str, float] = await self._call("samples", step, *chunks)
         return metrics
 
-    async def evaluation(self, step: int, chunks: list[Any]) -> dict[str, float]:
-        """Write the held-out samples behind the references; their eval/* metrics."""
-        metrics: dict[str, float] = await self._call("evaluation", step, *chunks)
-        return metrics
+    async def evaluation(self, step: int, chunks: list[Any]) -> tuple[dict[str, float], list[float]]:
+        """Write the held-out samples behind the references; their eval/* metrics and what the guard watches."""
+        answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", step, *chunks)
+        return answer
 
     def close(self) -> None:
         """Flush and end the process."""

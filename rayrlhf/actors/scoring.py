@@ -8,8 +8,7 @@ from typing import Any
 from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import task_gold
-from rayrlhf.reward.scorer import TrajectoryScorer
+from rayrlhf.reward.build import build_scorer
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory
 
 
@@ -18,24 +17,18 @@ class ScoringInfo:
     """What the driver needs to know of a scored chunk."""
 
     sample_ids: tuple[SampleId, ...]
+    """Of the scored samples."""
+    missing: tuple[tuple[SampleId, str], ...]
+    """Samples without a score, and why."""
     seconds: float
 
 
 class ScoringWorker:
     """One scorer in one process."""
 
-    def __init__(self, config: RunConfig, reward_model_dir: str, reference_dir: str, device: str) -> None:
+    def __init__(self, config: RunConfig, reward_model_dir: str | None, reference_dir: str, device: str) -> None:
         self._make = partial(
-            TrajectoryScorer,
-            reward_model_dir=reward_model_dir,
-            reference_dir=reference_dir,
-            micro_batch_tokens=config.scoring.micro_batch_tokens,
-            temperature=config.sampling.temperature,
-            device=device,
-            dtype=config.scoring.dtype,
-            combination=config.scoring.ensemble,
-            penalty=config.scoring.penalty,
-            gold=task_gold(config),
+            build_scorer, config, reward_model_dir=reward_model_dir, reference_dir=reference_dir, device=device
         )
 
     def ready(self) -> None:
@@ -43,17 +36,20 @@ class ScoringWorker:
         self._scorer = self._make()
 
     def score(self, trajectories: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
-        """Score every trajectory, in order."""
+        """Score the trajectories, in order, but those that cannot be scored."""
         started = time.perf_counter()
         scored = self._scorer.score(trajectories)
-        sample_ids = tuple(t.sample_id for t in trajectories)
-        return scored, ScoringInfo(sample_ids=sample_ids, seconds=time.perf_counter() - started)
+        return scored.trajectories, ScoringInfo(
+            sample_ids=tuple(item.trajectory.sample_id for item in scored.trajectories),
+            missing=tuple(scored.missing),
+            seconds=time.perf_counter() - started,
+        )
 
 
 class ScoringPool:
     """The scoring workers as one."""
 
-    def __init__(self, config: RunConfig, *, reward_model_dir: str, reference_dir: str, device: str) -> None:
+    def __init__(self, config: RunConfig, *, reward_model_dir: str | None, reference_dir: str, device: str) -> None:
         options = actor_options(config.scoring, device=device)
 
         self.pool = ReplicaPool(

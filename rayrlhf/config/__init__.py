@@ -1,9 +1,11 @@
 """Strict configuration: one YAML file, `key.sub=value` overrides, every contradiction refused at construction."""
 
 from rayrlhf.config.data import DataConfig, SourceConfig, TaskConfig
+from rayrlhf.config.guard import GuardConfig
 from rayrlhf.config.load import load_config, parse_config
 from rayrlhf.config.model import ModelConfig, SamplingConfig
 from rayrlhf.config.reward import LoraConfig, LossConfig, RewardConfig
+from rayrlhf.config.rewards import FunctionReward, HttpReward, MetricReward, ModelReward, RewardTerm
 from rayrlhf.config.root import RunConfig, Stage
 from rayrlhf.config.runtime import (
     CheckpointConfig,
@@ -21,15 +23,21 @@ __all__ = [
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
+    "FunctionReward",
+    "GuardConfig",
+    "HttpReward",
     "KLConfig",
     "LearnerConfig",
     "LoraConfig",
     "LossConfig",
+    "MetricReward",
     "ModelConfig",
+    "ModelReward",
     "OptimConfig",
     "PPOConfig",
     "ParityConfig",
     "RewardConfig",
+    "RewardTerm",
     "RoleConfig",
     "RolloutConfig",
     "RunConfig",

@@ -57,10 +57,6 @@ class ScoringConfig(RoleConfig):
     workers: int = Field(default=1, ge=1)
     micro_batch_tokens: int = Field(default=8192, ge=2)
     max_restarts: int = Field(default=3, ge=0)
-    ensemble: Literal["mean", "min", "mean_std", "mean_var"] = "mean"
-    """How the standardised members of an ensemble become one score: their mean, the worst, or the mean less `penalty`
-    times their standard deviation or variance."""
-    penalty: float = Field(default=1.0, ge=0.0)
 
 
 class LearnerConfig(RoleConfig):

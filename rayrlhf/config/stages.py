@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rayrlhf.config.base import Node
+from rayrlhf.config.guard import GuardConfig
+from rayrlhf.config.rewards import ModelReward, RewardTerm
 
 
 class OptimConfig(Node):
@@ -100,8 +102,10 @@ class PPOConfig(Node):
     """First updates in which only the critic learns."""
     kl: KLConfig = KLConfig()
 
-    reward_model: str | None = None
-    """Directory of the reward model; default: the run's own reward_model/."""
+    rewards: list[RewardTerm] = Field(default=[ModelReward()], min_length=1)
+    """What a response is scored by."""
+    max_missing: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """A response without a score is dropped and counted; a larger share of a step stops the run."""
     reward_clip: float | None = Field(default=None, gt=0.0)
     """Scores are clipped to [-c, c] after normalisation."""
     normalize_reward: bool = True
@@ -110,6 +114,8 @@ class PPOConfig(Node):
     """Subtracted from the reward of a response that was cut at max_new_tokens."""
     truncation: Literal["score", "mask", "bootstrap"] = "score"
     """A cut response is trained on its score, left out of the loss, or its return is bootstrapped from the critic."""
+
+    guard: GuardConfig = GuardConfig()
 
     optim: OptimConfig = OptimConfig(lr=1.0e-6, schedule="constant")
     critic_optim: OptimConfig = OptimConfig(lr=5.0e-6, schedule="constant")
@@ -135,6 +141,10 @@ class PPOConfig(Node):
                 f"ppo.critic_warmup_updates={self.critic_warmup_updates} must be below ppo.updates={self.updates}"
             )
         return self
+
+    @property
+    def reward_models(self) -> list[ModelReward]:
+        return [term for term in self.rewards if isinstance(term, ModelReward)]
 
     @property
     def samples_per_step(self) -> int:

@@ -24,7 +24,10 @@ def prompt_row(row: RawRow, source: SourceConfig) -> PromptRow:
     """A prompt; or the opening of a labelled text."""
     if source.format == "labelled":
         return PromptRow(prompt=split_opening(row, source)[0], origin=row.origin)
-    return PromptRow(prompt=fields.prompt(row.fields, source.prompt_key), origin=row.origin)
+    prompt, reference = fields.prompt(row.fields, source.prompt_key), row.fields.get(source.reference_key)
+    if reference is not None:
+        reference = fields.as_response(reference, source.reference_key)
+    return PromptRow(prompt=prompt, reference=reference, origin=row.origin)
 
 
 def split_opening(row: RawRow, source: SourceConfig) -> tuple[str, str]:

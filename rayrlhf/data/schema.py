@@ -86,6 +86,8 @@ class PromptRow:
     """A prompt to answer."""
 
     prompt: PromptText
+    reference: str | None = None
+    """A good response to compare others with."""
     origin: str = ""
 
 

@@ -16,6 +16,8 @@ class Chunk:
     sample_ids: tuple[SampleId, ...]
     ref: Any
     tokens: int
+    dropped: int = 0
+    """Samples drawn with these that are not among them, because they have no score."""
 
 
 class ExperienceBuffer:
@@ -53,8 +55,9 @@ class ExperienceBuffer:
                     f"{self._expected.get(step, 'an unannounced number of')} samples arrived."
                 ) from None
             del self._expected[step]
-            return sorted(self._chunks.pop(step), key=lambda chunk: chunk.sample_ids[0])
+            full = [chunk for chunk in self._chunks.pop(step) if chunk.sample_ids]
+            return sorted(full, key=lambda chunk: chunk.sample_ids[0])
 
     def _complete(self, step: int) -> bool:
-        have = sum(len(chunk.sample_ids) for chunk in self._chunks.get(step, []))
+        have = sum(len(chunk.sample_ids) + chunk.dropped for chunk in self._chunks.get(step, []))
         return step in self._expected and have == self._expected[step]

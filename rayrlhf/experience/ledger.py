@@ -65,6 +65,10 @@ class Ledger:
             self._scored.discard(sample_id)
             self.dropped += 1
 
+    def abandon(self) -> None:
+        """Drop whatever is in flight: nothing will be trained any more."""
+        self.drop([*self._leased, *self._scored])
+
     def train(self, step: int, sample_ids: Iterable[SampleId]) -> None:
         """Close `step`: its samples are trained; LedgerError when one of the step is missing or foreign."""
         ids = set(sample_ids)

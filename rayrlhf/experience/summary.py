@@ -18,6 +18,7 @@ def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> li
             "prompt": item.prompt_text,
             "response": item.response_text,
             "score": item.score,
+            "terms": item.terms if len(item.terms) > 1 else None,
             "spread": item.spread,
             "gold": item.gold,
             "kl": response_kl(item),
@@ -47,10 +48,20 @@ def evaluation_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     spreads = [item.spread for item in scored if item.spread is not None]
     if spreads:
         metrics["eval/spread"] = float(np.mean(spreads))
+    judged = [item.judge for item in scored if item.judge is not None]
+    if judged:
+        metrics["eval/judge"] = float(np.mean(judged))
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         metrics["eval/gold"] = float(np.mean(golds))
     return metrics
+
+
+def judged_values(scored: Sequence[ScoredTrajectory]) -> list[float]:
+    """What the guard watches, in the order of the sample ids: its own reward model's scores, else gold; or nothing."""
+    ordered = sorted(scored, key=lambda item: item.trajectory.sample_id)
+    values = [item.gold if item.judge is None else item.judge for item in ordered]
+    return [value for value in values if value is not None] if None not in values else []
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

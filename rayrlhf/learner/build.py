@@ -20,6 +20,7 @@ from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usa
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.models.load import load_policy, make_reward_model
+from rayrlhf.models.lora import add_adapters
 from rayrlhf.types import PreferenceExample
 
 
@@ -49,11 +50,14 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
     check_usable(train, settings, what="the training preferences")
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
     train = balance_lengths(train, strength=config.reward.length_balance)
+    model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
+    if config.reward.lora is not None:
+        model = add_adapters(model, **config.reward.lora.model_dump(), seed=derive_seed(seed, "adapters"))
     return SupervisedLearner(
         config,
         config.reward,
         PreferenceObjective(settings),
-        model=make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads),
+        model=model,
         tokenizer=tokenizer,
         train=resampled(train, config.reward, seed=seed),
         heldout=tokenize_preferences(preferences.heldout, tokenizer, config),

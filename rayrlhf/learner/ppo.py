@@ -37,7 +37,7 @@ from rayrlhf.learner.state import fingerprint, load_state, save_state
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import export_model
 from rayrlhf.models.forward import policy_forward, token_values, values_with_end
-from rayrlhf.models.load import load_critic, load_policy
+from rayrlhf.models.load import load_critic, load_policy, make_critic
 from rayrlhf.models.sharding import full_model_state, full_parameters
 from rayrlhf.types import MicroBatch, PolicyVersion, ScoredTrajectory, Trajectory, WeightManifest
 from rayrlhf.weights.codec import pack_buckets
@@ -327,6 +327,10 @@ class PPOLearner:
         self.version = state["version"]
         self.tokens = state["tokens"]
 
+    def scale_kl(self, factor: float) -> None:
+        """Multiply the KL coefficient, from the next update on."""
+        self._kl_coef *= factor
+
     def export(self, policy_dir: str, critic_dir: str) -> None:
         """Write plain model directories; a collective."""
         models = [(self._policy, policy_dir), *([(self._critic, critic_dir)] if self._critic is not None else [])]
@@ -336,12 +340,17 @@ class PPOLearner:
                 export_model(trainable.model, self._tokenizer, directory, state_dict=state)
 
 
-def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str, ranks: Ranks) -> PPOLearner:
-    """The learner, its policy loaded and its critic started from the reward model."""
-    critic = load_critic(reward_model_dir) if config.ppo.uses_critic else None
-    return PPOLearner(
-        config, policy=load_policy(policy_dir), critic=critic, tokenizer=load_tokenizer(policy_dir), ranks=ranks
-    )
+def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | None, ranks: Ranks) -> PPOLearner:
+    """The learner, its policy loaded and its critic started from the reward model.
+
+    Without a reward model that reads the policy's tokens the critic starts from the policy.
+    """
+    tokenizer = load_tokenizer(policy_dir)
+    critic = None
+    if config.ppo.uses_critic:
+        fits = reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab()
+        critic = load_critic(reward_model_dir) if fits and reward_model_dir is not None else make_critic(policy_dir)
+    return PPOLearner(config, policy=load_policy(policy_dir), critic=critic, tokenizer=tokenizer, ranks=ranks)
 
 
 def _like(micro: MicroBatch, values: Tensor, indices: list[int]) -> Tensor:

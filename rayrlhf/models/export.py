@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayrlhf.errors import ModelError
 from rayrlhf.models.heads import scalar_head
 from rayrlhf.models.load import as_reward_model
+from rayrlhf.models.lora import has_adapters, merged
 
 HEADS_FILE = "heads/heads.safetensors"
 """Below the model that is their mean: vLLM reads every weight file beside a configuration as the model's."""
@@ -59,24 +60,28 @@ def export_reward_model(
     *,
     state_dict: dict[str, torch.Tensor],
 ) -> None:
-    """A reward model as `export_model` writes it; of several heads the plain model is their mean.
+    """A reward model as `export_model` writes it: adapters merged, and of several heads the plain model is their mean.
 
     The mean of linear heads is a linear head, so that stock tools read the ensemble's mean score.
     """
+    if has_adapters(model):
+        state_dict = merged(model, state_dict)
+        model = type(model)(model.config)
+        model.load_state_dict(state_dict)
     head = scalar_head(model)
     if head.out_features == 1:
         export_model(model, tokenizer, directory, state_dict=state_dict)
         return
     name = next(name for name, module in model.named_modules() if module is head)
     heads = state_dict[f"{name}.weight"]
-    merged = dict(state_dict) | {f"{name}.weight": heads.mean(0, keepdim=True)}
+    mean = dict(state_dict) | {f"{name}.weight": heads.mean(0, keepdim=True)}
     if head.bias is not None:
         raise ModelError(f"reward.heads needs a head without bias, which {type(model).__name__} has not.")
     trained = model.config
     model.config = copy.deepcopy(trained)
     as_reward_model(model.config)
     try:
-        export_model(model, tokenizer, directory, state_dict=merged, heads=heads)
+        export_model(model, tokenizer, directory, state_dict=mean, heads=heads)
     finally:
         model.config = trained
 

@@ -144,10 +144,19 @@ def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTr
 def load_critic(reward_model_path: str) -> PreTrainedModel:
     """A critic that starts as the reward model: the same backbone, its head read at every token, bias 0."""
     reward_model = load_reward_model(reward_model_path)
-    model, _ = _load(AutoModelForTokenClassification, reward_model_path, role="critic", num_labels=1)
+    return _critic(reward_model_path, scalar_head(reward_model).weight)
+
+
+def make_critic(policy_path: str) -> PreTrainedModel:
+    """A critic on the policy's backbone that values everything at 0 (Ziegler et al. 2019), where no reward model fits."""
+    return _critic(policy_path, None)
+
+
+def _critic(path: str, head_weight: torch.Tensor | None) -> PreTrainedModel:
+    model, _ = _load(AutoModelForTokenClassification, path, role="critic", num_labels=1)
     head = scalar_head(model)
     with torch.no_grad():
-        head.weight.copy_(scalar_head(reward_model).weight)
+        head.weight.zero_() if head_weight is None else head.weight.copy_(head_weight)
         if head.bias is not None:
             head.bias.zero_()
     # Token classifiers drop out in front of their head unless their configuration says otherwise.

@@ -9,6 +9,8 @@ waits for every update, which is on-policy PPO. Neither ever holds a trajectory:
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from rayrlhf.actors.calls import together
@@ -18,7 +20,7 @@ from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
 from rayrlhf.data.prompts import PromptStream
-from rayrlhf.errors import LedgerError
+from rayrlhf.errors import LedgerError, ScoringError
 from rayrlhf.experience.buffer import Chunk, ExperienceBuffer
 from rayrlhf.experience.ledger import Ledger
 from rayrlhf.learner.ppo import PPOLearner, build_ppo
@@ -26,6 +28,7 @@ from rayrlhf.learner.process_group import Ranks
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.prompts import PromptSet
 from rayrlhf.rollout.parity import check_parity, parity_thresholds
 from rayrlhf.telemetry.console import Progress
@@ -35,12 +38,14 @@ from rayrlhf.types import Prompt, RolloutRequest, SampleId
 class PPOLoop:
     """The driver of one PPO stage."""
 
-    def __init__(self, context: RunContext, prompts: PromptSet, *, policy_dir: str, reward_model_dir: str) -> None:
+    def __init__(
+        self, context: RunContext, prompts: PromptSet, *, policy_dir: str, reward_model_dir: str | None
+    ) -> None:
         config = context.config
         self._context = context
         self._config = config
         self._prompts = prompts
-        self._dirs = {"policy_dir": policy_dir, "reward_model_dir": reward_model_dir}
+        self._build = partial(build_ppo, policy_dir=policy_dir, reward_model_dir=reward_model_dir)
         self._stream = PromptStream(prompts.train, prompts_per_step=config.ppo.prompts_per_step, seed=config.seed)
         self._ledger = Ledger()
         self._buffer = ExperienceBuffer()
@@ -52,9 +57,11 @@ class PPOLoop:
             config, reward_model_dir=reward_model_dir, reference_dir=policy_dir, device=context.device
         )
         self._learner = LearnerGroup(config, device=context.device)
+        self._guard = GuardControl(context, self._learner)
         self._bucket_count = 0
         self._version = 0
         self._version_changed = asyncio.Condition()
+        self._missing: Counter[int] = Counter()
         self._phase_seconds: dict[int, dict[str, float]] = {}
         self._before: dict[str, float] = {}
         self._worst_mismatch_p99 = 0.0
@@ -65,8 +72,11 @@ class PPOLoop:
         try:
             await self._start()
             after = await self._train()
-            policy_dir, critic_dir = (str(self._context.folder.model_dir(n)) for n in ("policy", "critic"))
-            await self._learner.call("export", policy_dir, critic_dir)
+            restored = self._guard.restore()
+            if restored is None:
+                policy_dir, critic_dir = (str(self._context.folder.model_dir(n)) for n in ("policy", "critic"))
+                await self._learner.call("export", policy_dir, critic_dir)
+            after = restored or after
             tokens: int = await self._learner.call("tokens")
         finally:
             self._rollout.pool.stop()
@@ -77,12 +87,12 @@ class PPOLoop:
     # -- starting ---------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        dirs = self._dirs
+        build = self._build
 
-        def build(config: RunConfig, ranks: Ranks) -> PPOLearner:
-            return build_ppo(config, ranks=ranks, **dirs)
+        def learner(config: RunConfig, ranks: Ranks) -> PPOLearner:
+            return build(config, ranks=ranks)
 
-        await together(self._rollout.start(), self._scoring.start(), self._learner.start(build))
+        await together(self._rollout.start(), self._scoring.start(), self._learner.start(learner))
         self._bucket_count = await self._learner.call("bucket_count")
         await self._resume()
         if self._version > 0:
@@ -105,6 +115,7 @@ class PPOLoop:
         self._ledger.load_state_dict(checkpoint.driver_state["ledger"])
         self._before = checkpoint.driver_state["before"]
         self._worst_mismatch_p99 = checkpoint.driver_state["worst_mismatch_p99"]
+        self._guard.load_state_dict(checkpoint.driver_state["guard"])
         self._context.console.note(f"Resumed from {checkpoint.directory.name}.")
 
     async def _parity_gate(self) -> None:
@@ -128,11 +139,14 @@ class PPOLoop:
 
     async def _train(self) -> dict[str, float]:
         first, last = self._version, self._config.ppo.updates
+        if self._guard.stopped:
+            return {}
         if first >= last:
             return await self._evaluate(last)
         with self._context.console.progress("ppo", last) as progress:
             learner_loop = self._learner_loop(first, last, progress)
             _, after = await together(self._rollout_loop(first, last), learner_loop)
+        self._ledger.abandon()
         final: dict[str, float] = after
         return final
 
@@ -144,6 +158,8 @@ class PPOLoop:
         """
         for step in range(first, last):
             await self._until_version(step - self._config.ppo.max_staleness)
+            if self._guard.stopped:
+                return
             requests = self._lease(step)
             await self._buffer.open(step, len(requests))
             begun = time.monotonic()
@@ -160,7 +176,23 @@ class PPOLoop:
         ref, info = await self._scoring.score(trajectories)
         if not all(self._ledger.accept(info.sample_ids)):
             raise LedgerError(f"A second copy of a sample of step {step} came back from scoring.")
-        await self._buffer.put(Chunk(step=step, sample_ids=info.sample_ids, ref=ref, tokens=tokens))
+        self._drop(step, info.missing)
+        await self._buffer.put(
+            Chunk(step=step, sample_ids=info.sample_ids, ref=ref, tokens=tokens, dropped=len(info.missing))
+        )
+
+    def _drop(self, step: int, missing: Sequence[tuple[SampleId, str]]) -> None:
+        """A response without a score is never trained; too many of them in one step are a failure with a cause."""
+        if not missing:
+            return
+        self._ledger.drop(sample_id for sample_id, _ in missing)
+        self._missing[step] += len(missing)
+        share = self._missing[step] / self._config.ppo.samples_per_step
+        if share > self._config.ppo.max_missing:
+            raise ScoringError(
+                f"{self._missing[step]} of the {self._config.ppo.samples_per_step} responses of step {step} have no score "
+                f"(ppo.max_missing={self._config.ppo.max_missing:g}); the first because {missing[0][1]}."
+            )
 
     async def _learner_loop(self, first: int, last: int, progress: Progress) -> dict[str, float]:
         """Trains each step of experience once and publishes the new version; returns the last evaluation.
@@ -192,6 +224,9 @@ class PPOLoop:
             metrics |= self._step_metrics(seconds, trained - taken, tokens=sum(chunk.tokens for chunk in chunks))
             await self._context.recorder.log("ppo", step + 1, metrics)
             progress.update(step + 1, metrics)
+            if self._guard.stopped:
+                await self._advance(step + 1)
+                break
         return evaluation
 
     def _lease(self, step: int) -> list[RolloutRequest]:
@@ -216,7 +251,7 @@ class PPOLoop:
 
     async def _until_version(self, version: int) -> None:
         async with self._version_changed:
-            await self._version_changed.wait_for(lambda: self._version >= version)
+            await self._version_changed.wait_for(lambda: self._version >= version or self._guard.stopped)
 
     async def _advance(self, version: int) -> None:
         async with self._version_changed:
@@ -243,7 +278,15 @@ class PPOLoop:
         prompts = self._prompts.heldout[: self._config.ppo.evaluate_prompts]
         parts = await self._rollout.generate(self._fixed_requests("eval", prompts), on_loss=_ignore_loss)
         scored = await together(*(self._scoring.score(ref) for ref, _ in parts))
-        return await self._context.recorder.evaluation(step, [ref for ref, _ in scored])
+        missing = [reason for _, info in scored for _, reason in info.missing]
+        if len(missing) > self._config.ppo.max_missing * len(prompts):
+            raise ScoringError(
+                f"{len(missing)} of the {len(prompts)} held-out responses after {step} updates have no score; the first "
+                f"because {missing[0]}."
+            )
+        metrics, judged = await self._context.recorder.evaluation(step, [ref for ref, _ in scored])
+        # The guard compares answers to the same prompts: an evaluation with missing ones tells it nothing.
+        return metrics | await self._guard.evaluated(step, metrics, judged if not missing else [])
 
     async def _checkpoint(self, step: int) -> float:
         begun = time.monotonic()
@@ -251,6 +294,7 @@ class PPOLoop:
             "ledger": self._ledger.state_dict(),
             "before": self._before,
             "worst_mismatch_p99": self._worst_mismatch_p99,
+            "guard": self._guard.state_dict(),
             "wandb_run_id": self._context.recorder.wandb_run_id,
         }
         with self._store.write(step, driver_state) as directory:
@@ -286,6 +330,7 @@ class PPOLoop:
             "samples_dropped": ledger.dropped,
             "restarts": {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts, "learner": 0},
             "policy_versions": self._version,
+            **self._guard.summary(),
         }
 
 

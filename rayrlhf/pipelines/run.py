@@ -161,15 +161,16 @@ def _policy_start(config: RunConfig, folder: RunFolder) -> str:
     raise ConfigError(f"PPO starts from {folder.model_dir('sft')}, which is not there: run the sft stage first.")
 
 
-def _reward_model(config: RunConfig, folder: RunFolder) -> str:
-    if config.ppo.reward_model is not None:
-        return config.ppo.reward_model
-    if folder.finished("reward"):
-        return str(folder.model_dir("reward_model"))
-    raise ConfigError(
-        f"PPO needs a reward model and {folder.model_dir('reward_model')} is not there: run the reward stage first, "
-        f"or give ppo.reward_model."
-    )
+def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
+    """The first reward model among the rewards; None where nothing learned judges."""
+    models = config.ppo.reward_models
+    own = str(folder.model_dir("reward_model"))
+    if any(model.path is None for model in models) and not folder.finished("reward"):
+        raise ConfigError(
+            f"PPO needs a reward model and {own} is not there: run the reward stage first, or give the path of one in "
+            f"ppo.rewards=[{{kind: model, path: ...}}]."
+        )
+    return (models[0].path or own) if models else None
 
 
 def _check_models(config: RunConfig) -> None:
@@ -178,8 +179,9 @@ def _check_models(config: RunConfig) -> None:
         check_context(config.model.path, max_length=config.model.max_length)
     if "reward" in config.stages and config.reward.base is not None:
         check_model_dir(config.reward.base, role="reward model backbone")
-    if "ppo" in config.stages and config.ppo.reward_model is not None:
-        check_reward_model(config.ppo.reward_model)
+    for model in config.ppo.reward_models if "ppo" in config.stages else []:
+        if model.path is not None:
+            check_reward_model(model.path)
 
 
 def _check_data(config: RunConfig) -> dict[Stage, int]:

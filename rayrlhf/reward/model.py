@@ -9,16 +9,20 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rayrlhf.algorithms.ensemble import Combination, combine, standardized
 from rayrlhf.data.batching import collate, plan_micro_batches
 from rayrlhf.data.schema import PromptText
 from rayrlhf.data.tokenizer import encode_prompt, encode_response, load_tokenizer
+from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import HEADS_FILE
 from rayrlhf.models.forward import sequence_scores
 from rayrlhf.models.heads import scalar_head
 from rayrlhf.models.load import load_reward_model
+from rayrlhf.reward.stats import load_stats
+from rayrlhf.reward.terms import ScoreRequest, TermScore
 from rayrlhf.types import MicroBatch
 
 MEMBERS = "members"
@@ -41,10 +45,11 @@ class RewardModel:
         """Columns of `score`."""
         return sum(scalar_head(model).out_features for model in self._models)
 
-    def encode(self, prompt: PromptText, response: str) -> np.ndarray:
-        """The tokens this model reads for a prompt and a finished response."""
+    def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
+        """The tokens this model reads for a prompt and a response; one that was cut has no end token."""
         head = encode_prompt(self.tokenizer, prompt) if prompt else np.zeros(0, dtype=np.int32)
-        return np.concatenate([head, encode_response(self.tokenizer, response)])
+        body = encode_response(self.tokenizer, response)
+        return np.concatenate([head, body if finished else body[:-1]])
 
     def score(self, sequences: Sequence[np.ndarray]) -> Float[np.ndarray, "n members"]:
         """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length."""
@@ -70,6 +75,57 @@ class RewardModel:
         if heads.exists():
             _use_heads(model, load_file(heads)["heads"])
         return model.to(self._device)
+
+
+class ModelTerm:
+    """A reward model as a term of the reward."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        *,
+        combination: Combination,
+        penalty: float,
+        policy_tokenizer: PreTrainedTokenizerBase,
+        standardize: bool,
+    ) -> None:
+        self.name = f"model {Path(model.directory).name}"
+        self._model = model
+        self._combination = combination
+        self._penalty = penalty
+        self._ensemble = model.members > 1
+        self._stats = load_stats(model.directory) if self._ensemble or standardize else None
+        own = model.tokenizer
+        self._reads_policy_tokens = (
+            own.get_vocab() == policy_tokenizer.get_vocab() and own.chat_template == policy_tokenizer.chat_template
+        )
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[TermScore]:
+        """The policy's own tokens where the model reads them alike, else its own tokens of the same texts.
+
+        ModelError for a score that is not finite: such a model cannot be trained against.
+        """
+        sequences = [self._tokens(request) for request in requests]
+        raw = self._model.score(sequences)
+        bad = np.flatnonzero(~np.isfinite(raw).all(1))
+        if len(bad):
+            raise ModelError(
+                f"The reward model {self._model.directory} gave sample {requests[bad[0]].name} the score {raw[bad[0]]}."
+            )
+        if not self._ensemble:
+            values = raw[:, 0]
+            if self._stats is not None:
+                values = (values - self._stats.scale.mean) / max(self._stats.scale.std, 1e-6)
+            return [TermScore(value=value) for value in values.tolist()]
+        assert self._stats is not None
+        means, stds = (np.array([getattr(scale, name) for scale in self._stats.members]) for name in ("mean", "std"))
+        values, spreads = combine(standardized(raw, means, stds), self._combination, penalty=self._penalty)
+        return [TermScore(value=v, spread=s) for v, s in zip(values.tolist(), spreads.tolist(), strict=True)]
+
+    def _tokens(self, request: ScoreRequest) -> np.ndarray:
+        if self._reads_policy_tokens:
+            return request.token_ids
+        return self._model.encode(request.prompt, request.response, finished=request.finished)
 
 
 def is_ensemble(directory: str) -> bool:

@@ -1,107 +1,146 @@
-"""The scorer of one process: frozen reward model and reference policy over trajectories."""
+"""The scorer of one process: every term of the reward, and the reference policy, over trajectories."""
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.algorithms.ensemble import Combination, combine, standardized
 from rayrlhf.data.batching import collate, plan_micro_batches
-from rayrlhf.data.tokenizer import load_tokenizer
+from rayrlhf.data.schema import PromptRow
 from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.forward import policy_forward
 from rayrlhf.models.load import load_policy
-from rayrlhf.reward.model import RewardModel
-from rayrlhf.reward.stats import load_stats
-from rayrlhf.types import MicroBatch, ScoredTrajectory, Trajectory
+from rayrlhf.reward.terms import ScoreRequest, Term, TermScore
+from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory
 
 Gold = Callable[[str, str], float]
 """A task's known true reward of (prompt, response)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightedTerm:
+    """A term and its part in the sum: weight x (value - mean) / std."""
+
+    term: Term
+    weight: float
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What came of some trajectories: those with a score, in order, and why the others have none."""
+
+    trajectories: list[ScoredTrajectory]
+    missing: list[tuple[SampleId, str]]
+
+
 class TrajectoryScorer:
-    """Scores whole token sequences as the engine drew them: nothing is tokenized again."""
+    """Scores trajectories as the engine drew them: where a term reads the policy's tokens, nothing is tokenized again."""
 
     def __init__(
         self,
+        terms: Sequence[WeightedTerm],
         *,
-        reward_model_dir: str,
+        tokenizer: PreTrainedTokenizerBase,
         reference_dir: str,
+        prompt_of: Callable[[SampleId], PromptRow | None],
         micro_batch_tokens: int,
         temperature: float,
         device: str,
         dtype: str,
-        combination: Combination,
-        penalty: float,
         gold: Gold | None,
+        judge: Term | None = None,
     ) -> None:
-        self._tokenizer = load_tokenizer(reference_dir)
-        self._reward_model = RewardModel(
-            reward_model_dir, device=device, dtype=dtype, micro_batch_tokens=micro_batch_tokens
-        )
-        if self._reward_model.tokenizer.get_vocab() != self._tokenizer.get_vocab():
-            raise ModelError(
-                f"The reward model {reward_model_dir} has another vocabulary than the policy {reference_dir}: it cannot "
-                f"read the policy's tokens."
-            )
+        self._terms = terms
+        self._tokenizer = tokenizer
+        self._prompt_of = prompt_of
         self._device = resolve_device("cuda" if device == "cuda" else "cpu")
-        self._dtype = resolve_dtype(dtype, self._device)
-        self._reference = load_policy(reference_dir, dtype=self._dtype).to(self._device)
+        self._reference = load_policy(reference_dir, dtype=resolve_dtype(dtype, self._device)).to(self._device)
         self._micro_batch_tokens = micro_batch_tokens
         self._temperature = temperature
-        self._combination = combination
-        self._penalty = penalty
-        self._scales = load_stats(reward_model_dir).members if self._reward_model.members > 1 else []
         self._gold = gold
+        self._judge = judge
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory]:
-        """Score and reference log-probs of each trajectory, in order; ModelError for a number that is not finite."""
-        sequences = [np.concatenate([t.prompt_ids, t.response_ids]) for t in trajectories]
-        starts = [len(t.prompt_ids) for t in trajectories]
-        scored: list[ScoredTrajectory | None] = [None] * len(trajectories)
-        for indices in plan_micro_batches([len(s) for s in sequences], max_tokens=self._micro_batch_tokens):
-            batch = collate(sequences, starts, indices).to(self._device)
-            for i, score, spread, ref_logprobs in zip(indices, *self._forward(batch), strict=True):
-                scored[i] = self._assemble(trajectories[i], score, spread, ref_logprobs)
-        return [item for item in scored if item is not None]
+    def score(self, trajectories: Sequence[Trajectory]) -> Scored:
+        """Every term's score and the reference's log-probs; a trajectory that any term cannot score is missing."""
+        if not trajectories:
+            return Scored(trajectories=[], missing=[])
+        texts = [self._texts(trajectory) for trajectory in trajectories]
+        requests = [self._request(t, *text) for t, text in zip(trajectories, texts, strict=True)]
+        by_term = [weighted.term.score(requests) for weighted in self._terms]
+        reasons = [next((s.reason for s in own if s.value is None), None) for own in zip(*by_term, strict=True)]
+        kept = [i for i, reason in enumerate(reasons) if reason is None]
+        ref_logprobs = self._ref_logprobs([trajectories[i] for i in kept])
+        judged = self._judged([requests[i] for i in kept], [trajectories[i] for i in kept])
+        return Scored(
+            trajectories=[
+                self._assemble(trajectories[i], texts[i], [scores[i] for scores in by_term], logprobs, judge)
+                for i, logprobs, judge in zip(kept, ref_logprobs, judged, strict=True)
+            ],
+            missing=[(trajectories[i].sample_id, reason) for i, reason in enumerate(reasons) if reason is not None],
+        )
 
-    @torch.no_grad()
-    def _forward(self, batch: MicroBatch) -> tuple[list[float], list[float | None], list[np.ndarray]]:
-        """Score, spread and reference log-probs of each row."""
-        scores, spreads = self._combined(self._reward_model.score_batch(batch).cpu().numpy())
-        logprobs = policy_forward(
-            self._reference, batch, temperature=self._temperature, with_entropy=False
-        ).logprobs.cpu()
-        mask = batch.loss_mask.cpu()
-        return scores, spreads, [row[valid].numpy() for row, valid in zip(logprobs, mask, strict=True)]
+    def _judged(self, requests: Sequence[ScoreRequest], trajectories: Sequence[Trajectory]) -> Sequence[float | None]:
+        """What is trained on is not judged: the judge must stay unknown to the policy, and its time is for evaluations."""
+        if self._judge is None or not trajectories or trajectories[0].sample_id.stage == "ppo":
+            return [None] * len(trajectories)
+        return [score.value for score in self._judge.score(requests)]
 
-    def _combined(self, raw: np.ndarray) -> tuple[list[float], list[float | None]]:
-        """A single model's raw scores; of an ensemble its standardised members as one, and how far they disagree."""
-        if not self._scales:
-            return raw[:, 0].tolist(), [None] * len(raw)
-        means, stds = (np.array([getattr(scale, name) for scale in self._scales]) for name in ("mean", "std"))
-        score, spread = combine(standardized(raw, means, stds), self._combination, penalty=self._penalty)
-        return score.tolist(), spread.tolist()
-
-    def _assemble(
-        self, trajectory: Trajectory, score: float, spread: float | None, ref_logprobs: np.ndarray
-    ) -> ScoredTrajectory:
-        if not math.isfinite(score):
-            raise ModelError(f"The reward model gave sample {trajectory.sample_id} the score {score}.")
-        if not np.isfinite(ref_logprobs).all():
-            raise ModelError(f"The reference policy gave sample {trajectory.sample_id} log-probs that are not finite.")
+    def _texts(self, trajectory: Trajectory) -> tuple[str, str]:
         prompt, response = (
             self._tokenizer.decode(ids, skip_special_tokens=True)
             for ids in (trajectory.prompt_ids, trajectory.response_ids)
         )
+        return prompt, response
+
+    def _request(self, trajectory: Trajectory, prompt: str, response: str) -> ScoreRequest:
+        row = self._prompt_of(trajectory.sample_id)
+        return ScoreRequest(
+            name=str(trajectory.sample_id),
+            prompt=prompt if row is None else row.prompt,
+            response=response,
+            token_ids=np.concatenate([trajectory.prompt_ids, trajectory.response_ids]),
+            finished=trajectory.finish == "eos",
+            reference=None if row is None else row.reference,
+        )
+
+    @torch.no_grad()
+    def _ref_logprobs(self, trajectories: Sequence[Trajectory]) -> list[np.ndarray]:
+        sequences = [np.concatenate([t.prompt_ids, t.response_ids]) for t in trajectories]
+        starts = [len(t.prompt_ids) for t in trajectories]
+        found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(trajectories)
+        for indices in plan_micro_batches([len(s) for s in sequences], max_tokens=self._micro_batch_tokens):
+            batch = collate(sequences, starts, indices).to(self._device)
+            outputs = policy_forward(self._reference, batch, temperature=self._temperature, with_entropy=False)
+            for i, row, valid in zip(indices, outputs.logprobs.cpu(), batch.loss_mask.cpu(), strict=True):
+                found[i] = row[valid].numpy()
+        return found
+
+    def _assemble(
+        self,
+        trajectory: Trajectory,
+        texts: tuple[str, str],
+        scores: Sequence[TermScore],
+        ref_logprobs: np.ndarray,
+        judge: float | None,
+    ) -> ScoredTrajectory:
+        if not np.isfinite(ref_logprobs).all():
+            raise ModelError(f"The reference policy gave sample {trajectory.sample_id} log-probs that are not finite.")
+        values = [score.value for score in scores if score.value is not None]
+        weighted = zip(self._terms, values, strict=True)
+        spreads = [score.spread for score in scores if score.spread is not None]
         return ScoredTrajectory(
             trajectory=trajectory,
-            score=score,
-            spread=spread,
+            score=sum(own.weight * (value - own.mean) / own.std for own, value in weighted),
+            terms={own.term.name: value for own, value in zip(self._terms, values, strict=True)},
+            spread=max(spreads) if spreads else None,
             ref_logprobs=ref_logprobs,
-            prompt_text=prompt,
-            response_text=response,
-            gold=None if self._gold is None else self._gold(prompt, response),
+            prompt_text=texts[0],
+            response_text=texts[1],
+            judge=judge,
+            gold=None if self._gold is None else self._gold(*texts),
         )

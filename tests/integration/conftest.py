@@ -77,5 +77,5 @@ def ppo_only(trained: Path) -> list[str]:
         "stages=[ppo]",
         "model.init=null",
         f"model.path={trained / 'sft'}",
-        f"ppo.reward_model={trained / 'reward_model'}",
+        f"ppo.rewards=[{{kind: model, path: {trained / 'reward_model'}}}]",
     ]

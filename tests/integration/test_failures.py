@@ -133,7 +133,7 @@ def test_models_that_cannot_serve_are_refused_before_anything_starts(ppo_only: l
     start = ("run", str(QUICKSTART), *ppo_only, f"output_dir={tmp_path}")
     policy = next(item for item in ppo_only if item.startswith("model.path=")).partition("=")[2]
     assert "128 positions" in refused(*start, "model.max_length=300")
-    assert "1 score" in refused(*start, f"ppo.reward_model={policy}")
+    assert "1 score" in refused(*start, f"ppo.rewards=[{{kind: model, path: {policy}}}]")
 
 
 def test_a_gpu_on_a_cpu_machine_is_refused(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_bad_data_names_file_and_line(trained: Path, tmp_path: Path) -> None:
             f"output_dir={tmp_path}",
             "model.init=null",
             f"model.path={trained / 'sft'}",
-            f"ppo.reward_model={trained / 'reward_model'}",
+            f"ppo.rewards=[{{kind: model, path: {trained / 'reward_model'}}}]",
             "data.task=null",
             f"data.root={tmp_path}",
             f"data.prompts={{path: {name}, format: prompts}}",

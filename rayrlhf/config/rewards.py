@@ -1,0 +1,77 @@
+"""What a response is rewarded for: one term, or a weighted sum of standardised ones."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rayrlhf.config.base import Node
+
+
+class _Term(Node):
+    weight: float = 1.0
+    """Of the standardised term in the sum."""
+
+
+class _ScaledTerm(_Term):
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0.0)
+    """The term enters the sum as (value - mean) / std."""
+
+
+class ModelReward(_Term):
+    """A reward model, or an ensemble; standardised by its own reward_stats.json where it is not the only term."""
+
+    kind: Literal["model"] = "model"
+    path: str | None = None
+    """Directory; default: the run's own reward_model/."""
+    ensemble: Literal["mean", "min", "mean_std", "mean_var"] = "mean"
+    """How the standardised members of an ensemble become one score: their mean, the worst, or the mean less `penalty`
+    times their standard deviation or variance."""
+    penalty: float = Field(default=1.0, ge=0.0)
+
+
+class MetricReward(_ScaledTerm):
+    """A comparison with the prompt's reference response."""
+
+    kind: Literal["metric"]
+    name: Literal["bleu", "chrf", "rouge1", "rouge2", "rougeL", "embedding"]
+    """chrf and bleu (sacrebleu, sentence level, here from 0 to 1), rouge F (rouge-score), or the cosine of mean
+    embeddings."""
+    encoder: str | None = None
+    """embedding: directory or hub name of any encoder."""
+
+    @model_validator(mode="after")
+    def _encoder(self) -> "MetricReward":
+        if (self.name == "embedding") != (self.encoder is not None):
+            raise ValueError("encoder belongs to name=embedding and is required there")
+        return self
+
+
+class FunctionReward(_ScaledTerm):
+    """A Python function of (prompt, response, reference) that returns a number, or None for a score it cannot give."""
+
+    kind: Literal["function"]
+    target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:function`, importable by the scoring workers."""
+
+
+class HttpReward(_ScaledTerm):
+    """A scorer behind HTTP."""
+
+    kind: Literal["http"]
+    urls: list[str] = Field(min_length=1)
+    """Base URLs of like servers; requests go to each in turn."""
+    api: Literal["openrlhf", "vllm"]
+    """openrlhf: POST /get_reward with `query` and `prompts`; vllm: POST /classify with raw scores asked for."""
+    model: str | None = None
+    """vllm: the served model's name."""
+    batch: int = Field(default=16, ge=1)
+    """Responses of one request."""
+    concurrency: int = Field(default=8, ge=1)
+    timeout: float = Field(default=60.0, gt=0.0)
+    """Seconds one request may take, its retries included."""
+    retries: int = Field(default=4, ge=0)
+    """Of a refused or broken connection and of status 429, 500, 502, 503 and 504, with growing pauses."""
+
+
+RewardTerm = Annotated[ModelReward | MetricReward | FunctionReward | HttpReward, Field(discriminator="kind")]

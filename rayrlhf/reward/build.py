@@ -1,0 +1,88 @@
+"""From a configuration to the scorer of one process."""
+
+from collections.abc import Callable
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from rayrlhf.config import FunctionReward, HttpReward, MetricReward, ModelReward, RewardTerm, RunConfig
+from rayrlhf.data.dataset import load_prompts, task_gold
+from rayrlhf.data.schema import PromptRow
+from rayrlhf.data.tokenizer import load_tokenizer
+from rayrlhf.reward.function import FunctionTerm
+from rayrlhf.reward.http import HttpTerm
+from rayrlhf.reward.metrics import MetricTerm
+from rayrlhf.reward.model import ModelTerm, RewardModel
+from rayrlhf.reward.scorer import TrajectoryScorer, WeightedTerm
+from rayrlhf.reward.terms import Term
+from rayrlhf.types import SampleId
+
+
+def build_scorer(
+    config: RunConfig, *, reward_model_dir: str | None, reference_dir: str, device: str
+) -> TrajectoryScorer:
+    """Every term loaded; `reward_model_dir` stands where a model term names no directory of its own."""
+    tokenizer = load_tokenizer(reference_dir)
+    return TrajectoryScorer(
+        [_weighted(term, config, tokenizer, reward_model_dir, device) for term in config.ppo.rewards],
+        tokenizer=tokenizer,
+        reference_dir=reference_dir,
+        prompt_of=_prompts(config),
+        micro_batch_tokens=config.scoring.micro_batch_tokens,
+        temperature=config.sampling.temperature,
+        device=device,
+        dtype=config.scoring.dtype,
+        gold=task_gold(config),
+        judge=_judge(config, tokenizer, device),
+    )
+
+
+def _weighted(
+    term: RewardTerm,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_model_dir: str | None,
+    device: str,
+) -> WeightedTerm:
+    if isinstance(term, ModelReward):
+        directory = cast(str, term.path or reward_model_dir)
+        model = RewardModel(
+            directory,
+            device=device,
+            dtype=config.scoring.dtype,
+            micro_batch_tokens=config.scoring.micro_batch_tokens,
+        )
+        built = ModelTerm(
+            model,
+            combination=term.ensemble,
+            penalty=term.penalty,
+            policy_tokenizer=tokenizer,
+            standardize=len(config.ppo.rewards) > 1,
+        )
+        return WeightedTerm(term=built, weight=term.weight)
+    scale = {"weight": term.weight, "mean": term.mean, "std": term.std}
+    if isinstance(term, MetricReward):
+        metric = MetricTerm(term.name, encoder=term.encoder, device=device)
+        return WeightedTerm(term=metric, **scale)
+    if isinstance(term, FunctionReward):
+        return WeightedTerm(term=FunctionTerm(term.target), **scale)
+    assert isinstance(term, HttpReward)
+    return WeightedTerm(term=HttpTerm(term), **scale)
+
+
+def _judge(config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: str) -> Term | None:
+    if config.ppo.guard.judge is None:
+        return None
+    judge = ModelReward(path=config.ppo.guard.judge)
+    return _weighted(judge, config, tokenizer, None, device).term
+
+
+def _prompts(config: RunConfig) -> Callable[[SampleId], PromptRow | None]:
+    """The rows behind sample ids: their messages and references, which tokens no longer tell."""
+    split = load_prompts(config)
+
+    def prompt_of(sample_id: SampleId) -> PromptRow | None:
+        rows = split.train if sample_id.stage == "ppo" else split.heldout
+        return rows[sample_id.prompt_id] if 0 <= sample_id.prompt_id < len(rows) else None
+
+    return prompt_of

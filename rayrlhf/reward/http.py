@@ -1,0 +1,91 @@
+"""Rewards by a server."""
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from rayrlhf.config import HttpReward
+from rayrlhf.data.tokenizer import prompt_as_text
+from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
+
+_TRANSIENT = (429, 500, 502, 503, 504)
+_FIRST_PAUSE = 0.2
+
+
+class HttpTerm:
+    """Batches of responses to servers in turn; order kept, and no request outlives its deadline.
+
+    What a server does not answer in time, refuses, or answers with no number is a missing score.
+    """
+
+    def __init__(self, settings: HttpReward) -> None:
+        self.name = f"{settings.api} at {settings.urls[0]}"
+        self._settings = settings
+        retry = Retry(
+            total=settings.retries,
+            backoff_factor=_FIRST_PAUSE,
+            status_forcelist=_TRANSIENT,
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        self._session = requests.Session()
+        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=settings.concurrency)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[TermScore]:
+        """Every batch at once, at most `concurrency` of them in flight."""
+        size = self._settings.batch
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        servers = itertools.cycle(self._settings.urls)
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+            answers = threads.map(self._one, batches, [next(servers) for _ in batches])
+            return [score for answer in answers for score in answer]
+
+    def _one(self, batch: Sequence[ScoreRequest], server: str) -> list[TermScore]:
+        path, body = self._request(batch)
+        url = server.rstrip("/") + path
+        started = time.monotonic()
+        try:
+            each = self._settings.timeout / (self._settings.retries + 1)
+            answer = self._session.post(url, json=body, timeout=each)
+            if not answer.ok:
+                return [missing(f"{url} answered with status {answer.status_code}")] * len(batch)
+            values = self._values(answer.json())
+        except (requests.RequestException, ValueError, KeyError, TypeError, IndexError) as error:
+            seconds = time.monotonic() - started
+            return [missing(f"{url} gave no scores ({type(error).__name__} after {seconds:.1f} s)")] * len(batch)
+        if len(values) != len(batch):
+            return [missing(f"{url} gave {len(values)} scores for {len(batch)} responses")] * len(batch)
+        return [_as_score(value, url) for value in values]
+
+    def _request(self, batch: Sequence[ScoreRequest]) -> tuple[str, dict[str, Any]]:
+        prompts = [prompt_as_text(request.prompt) for request in batch]
+        texts = [prompt + request.response for prompt, request in zip(prompts, batch, strict=True)]
+        if self._settings.api == "openrlhf":
+            labels = [request.reference or "" for request in batch]
+            return "/get_reward", {"query": texts, "prompts": prompts, "labels": labels}
+        # Without this vLLM squashes a single score with a sigmoid; servers before 0.11.2 know it by its second name.
+        raw = {"use_activation": False, "activation": False}
+        return "/classify", {"model": self._settings.model, "input": texts, **raw}
+
+    def _values(self, answer: dict[str, Any]) -> list[Any]:
+        if self._settings.api == "openrlhf":
+            return list(answer["rewards"])
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        return [row["probs"][0] for row in rows]
+
+
+def _as_score(value: Any, url: str) -> TermScore:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return missing(f"{url} gave {value!r} for a score")
+    return TermScore(value=float(value))

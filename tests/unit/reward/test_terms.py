@@ -1,0 +1,201 @@
+"""Metrics against the libraries they come from, functions, and servers that fail in every way."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sacrebleu
+from reward_lab import INIT, tokenizer
+from rouge_score.rouge_scorer import RougeScorer
+
+from rayrlhf.config import HttpReward, MetricReward
+from rayrlhf.errors import ConfigError, DataError, ModelError
+from rayrlhf.models.export import export_model
+from rayrlhf.models.load import make_policy
+from rayrlhf.reward.function import FunctionTerm
+from rayrlhf.reward.http import HttpTerm
+from rayrlhf.reward.metrics import MetricTerm
+from rayrlhf.reward.terms import ScoreRequest
+
+REFERENCE = "There is one room under the roof."
+RESPONSES = [REFERENCE, "There is a room under the roof.", "No room.", ""]
+
+
+def asked(responses: list[str], *, reference: str | None = REFERENCE) -> list[ScoreRequest]:
+    return [
+        ScoreRequest(
+            name=f"s{i}",
+            prompt="Guest: A room?\nHost:",
+            response=response,
+            token_ids=np.zeros(1, dtype=np.int32),
+            finished=True,
+            reference=reference,
+        )
+        for i, response in enumerate(responses)
+    ]
+
+
+def values(term: Any, responses: list[str] = RESPONSES) -> list[float | None]:
+    return [score.value for score in term.score(asked(responses))]
+
+
+def test_metrics_are_those_of_their_libraries() -> None:
+    assert values(MetricTerm("chrf")) == [sacrebleu.sentence_chrf(r, [REFERENCE]).score / 100 for r in RESPONSES]
+    assert values(MetricTerm("bleu")) == [
+        sacrebleu.sentence_bleu(r, [REFERENCE], use_effective_order=True).score / 100 for r in RESPONSES
+    ]
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for name in ("rouge1", "rouge2", "rougeL"):
+        assert values(MetricTerm(name)) == [rouge.score(REFERENCE, r)[name].fmeasure for r in RESPONSES]
+    for name in ("chrf", "bleu", "rouge1", "rouge2", "rougeL"):
+        found = values(MetricTerm(name))
+        assert found[0] == pytest.approx(1.0)
+        assert found[0] > found[1] > found[3] == 0.0
+
+
+def test_embedding_similarity_is_one_for_the_same_text_and_padding_changes_nothing(tmp_path: Path) -> None:
+    export_model(make_policy(INIT, tokenizer(), seed=1), tokenizer(), tmp_path / "encoder")
+    term = MetricTerm("embedding", encoder=str(tmp_path / "encoder"))
+    together, alone = values(term), [values(term, [r])[0] for r in RESPONSES]
+    assert together[0] == pytest.approx(1.0, abs=1e-5)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert all(value < 0.999 for value in together[1:] if value is not None)
+    with pytest.raises(ModelError, match=r"The encoder .*absent cannot be loaded"):
+        MetricTerm("embedding", encoder=str(tmp_path / "absent"))
+
+
+def test_a_metric_without_a_reference_names_the_data() -> None:
+    with pytest.raises(DataError, match=r"s0 has no reference .*data\.prompts\.reference_key"):
+        MetricTerm("chrf").score(asked(["x"], reference=None))
+    with pytest.raises(ValueError, match="encoder belongs to name=embedding"):
+        MetricReward(kind="metric", name="embedding")
+
+
+def test_functions_give_numbers_or_a_reason() -> None:
+    (length,) = FunctionTerm("builtins:len.__call__".replace(".__call__", "")).score(asked(["abc"]))
+    assert length.value is None
+    assert "raised TypeError" in length.reason
+    with pytest.raises(ConfigError, match="cannot be imported by the scoring workers"):
+        FunctionTerm("no.such.module:f")
+
+
+def test_what_a_function_answers_is_a_score_only_if_it_is_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_rewards.py").write_text(
+        "def count(prompt, response, reference):\n"
+        "    return {'none': None, 'nan': float('nan'), 'text': 'x'}.get(response, len(response))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scores = FunctionTerm("own_rewards:count").score(asked(["four", "none", "nan", "text"]))
+    assert [score.value for score in scores] == [4.0, None, None, None]
+    assert scores[1].reason == "own_rewards:count gave no score"
+    assert "not a finite number" in scores[2].reason
+
+
+class Server:
+    """A real HTTP server on loopback; `plan` decides what the n-th request is answered with."""
+
+    def __init__(self) -> None:
+        self.plan: dict[int, Any] = {}
+        self.seen: list[dict[str, Any]] = []
+        outer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    number = len(outer.seen)
+                    outer.seen.append(body | {"path": self.path})
+                what = outer.plan.get(number, outer.plan.get(-1))
+                if what == "hang":
+                    threading.Event().wait(3.0)
+                status, answer = (what, {}) if isinstance(what, int) else (200, outer.answer(body, what))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(answer).encode())
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def answer(body: dict[str, Any], what: Any) -> dict[str, Any]:
+        texts = body.get("query", body.get("input"))
+        scores = [float(len(text)) for text in texts]
+        if what == "short":
+            scores = scores[:-1]
+        if what == "null":
+            scores = [None, *scores[1:]]
+        if "query" in body:
+            return {"rewards": scores}
+        return {"data": [{"index": i, "probs": [s]} for i, s in reversed(list(enumerate(scores)))]}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.http.shutdown()
+
+
+def client(server: Server, **settings: Any) -> HttpTerm:
+    defaults: dict[str, Any] = {"kind": "http", "urls": [server.url], "api": "openrlhf", "batch": 2, "retries": 2}
+    return HttpTerm(HttpReward(**(defaults | settings)))
+
+
+@pytest.mark.parametrize("api", ["openrlhf", "vllm"])
+def test_scores_of_a_server_come_in_order_and_raw(server: Server, api: str) -> None:
+    responses = [" x" * n for n in range(7)]
+    wanted = [float(len("Guest: A room?\nHost:" + response)) for response in responses]
+    assert values(client(server, api=api, model="rm"), responses) == wanted
+    assert len(server.seen) == 4
+    assert {body["path"] for body in server.seen} == {"/get_reward" if api == "openrlhf" else "/classify"}
+    if api == "vllm":
+        assert all(body["use_activation"] is False for body in server.seen)
+
+
+def test_a_passing_fault_is_retried(server: Server) -> None:
+    server.plan = {0: 503, 1: 429}
+    assert None not in values(client(server, concurrency=1), ["a", "b", "c", "d"])
+    assert len(server.seen) == 4
+
+
+def test_a_lasting_fault_is_a_missing_score_with_its_cause(server: Server) -> None:
+    server.plan = {-1: 500}
+    scores = client(server).score(asked(["a", "b", "c"]))
+    assert [score.value for score in scores] == [None] * 3
+    assert "/get_reward answered with status 500" in scores[0].reason
+    assert len(server.seen) == 2 * 3
+
+
+def test_a_silent_server_costs_its_deadline_and_no_more(server: Server) -> None:
+    server.plan = {-1: "hang"}
+    scores = client(server, timeout=0.6, retries=0).score(asked(["a"]))
+    assert scores[0].value is None
+    assert "gave no scores" in scores[0].reason
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("short", "gave 1 scores for 2 responses"), ("null", "gave None for a score")]
+)
+def test_an_answer_that_does_not_fit_is_missing(server: Server, what: str, reason: str) -> None:
+    server.plan = {-1: what}
+    scores = client(server).score(asked(["a", "b"]))
+    assert scores[0].value is None
+    assert reason in scores[0].reason
+    assert (scores[1].value is None) == (what == "short")
+
+
+def test_nobody_at_the_address_is_missing() -> None:
+    term = HttpTerm(HttpReward(kind="http", urls=["http://127.0.0.1:1"], api="openrlhf", retries=0, timeout=2.0))
+    (score,) = term.score(asked(["a"]))
+    assert "gave no scores (ConnectionError" in score.reason
