@@ -79,8 +79,7 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
     with MemorySampler() as memory:
         if not ray.is_initialized():
             connect(config)
-        # What a scheduler or `ray job stop` sends is met as Ctrl-C is: the loop unwinds, the actors end, --resume goes on.
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        obey_termination()
         try:
             summary = _run(config, folder, console, memory, device=report.device, resume=resume)
         except (RayrlhfError, KeyboardInterrupt) as failure:
@@ -92,6 +91,18 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
     console.note(f"Report: {write_report(folder.root)}")
     _show_outcome(console, summary)
     return folder.root
+
+
+def obey_termination() -> None:
+    """Meet what a scheduler or `ray job stop` sends as Ctrl-C is met: the loop unwinds, the actors end, --resume goes on.
+
+    A shell starts background commands with Ctrl-C ignored; then the interrupt is raised here and now.
+    """
+    relayed = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    signal.signal(
+        signal.SIGTERM,
+        (lambda *_: signal.raise_signal(signal.SIGINT)) if relayed else signal.default_int_handler,
+    )
 
 
 def _run(

@@ -10,7 +10,7 @@ import psutil
 class MemorySampler:
     """Samples this process and its descendants from a thread, from `with` to the end of the block."""
 
-    def __init__(self, interval: float = 2.0) -> None:
+    def __init__(self, interval: float = 5.0) -> None:
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, name="memory", daemon=True)
