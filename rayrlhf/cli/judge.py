@@ -20,6 +20,7 @@ def evaluate_reward(
     data: Annotated[Path, typer.Argument(help="Preferences it was not trained on, in any form.")],
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Leave out rows longer than this many tokens.")] = None,
+    cut: Annotated[bool, typer.Option(help="Read longer rows as far as that, instead of leaving them out.")] = False,
     probability_key: Probability = "probability",
     limit: Annotated[int | None, typer.Option(help="Judge by this many rows at most.")] = None,
     device: Device = "cpu",
@@ -36,7 +37,7 @@ def evaluate_reward(
         rows = _preferences(data, probability_key=probability_key, limit=limit)
         model = RewardModel(str(model_dir), device=device, dtype="auto", micro_batch_tokens=8192)
         length = max_length or load_stats(model_dir).max_length
-        found = judge(score_preferences(model, rows, max_length=length))
+        found = judge(score_preferences(model, rows, max_length=length, cut=cut))
         folder = output or Path(f"{model_dir.name}-{data.name.split('.')[0]}")
         folder.mkdir(parents=True, exist_ok=True)
         figures = save_judged(found, folder)

@@ -26,8 +26,13 @@ class SourceConfig(Node):
     """A file (.jsonl .json .csv .tsv .parquet, also .gz) under data.root, or a data set name on the hub."""
     split: str = "train"
     """Split, for a hub name."""
-    format: Literal["prompts", "demonstrations", "preferences", "labelled"]
-    """`labelled` is text with a 0/1 label: an opening and its continuation for SFT and PPO, positive over negative for pairs."""
+    format: Literal["prompts", "demonstrations", "preferences", "labelled", "parallel"]
+    """`parallel` is two text files whose lines belong together, such as sentences and their translations; `labelled` is
+    text with a 0/1 label: an opening and its continuation for SFT and PPO, positive over negative for pairs."""
+    target: str | None = None
+    """parallel: the file of the responses; `path` is that of the prompts."""
+    template: str = "{line}\n"
+    """parallel: the prompt that a line of `path` becomes."""
     columns: list[str] | None = None
     """Names of the columns of a .csv or .tsv file without a header line."""
     prompt_key: str = "prompt"
@@ -53,6 +58,14 @@ class SourceConfig(Node):
     """Use the rows in [start, stop), as shares of the data set after a seeded shuffle: disjoint slices serve disjoint uses."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many rows."""
+
+    @model_validator(mode="after")
+    def _parallel(self) -> "SourceConfig":
+        if (self.format == "parallel") != (self.target is not None):
+            raise ValueError("target belongs to format=parallel and is required there")
+        if "{line}" not in self.template:
+            raise ValueError(f"template={self.template!r} must hold {{line}}")
+        return self
 
     @model_validator(mode="after")
     def _slice_not_empty(self) -> "SourceConfig":

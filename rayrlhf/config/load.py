@@ -76,31 +76,50 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _sentence(problem: dict[str, Any]) -> str:
-    path = tuple(part for part in problem["loc"] if isinstance(part, (str, int)))
-    key = ".".join(str(part) for part in path)
+    path, known = _walk(problem["loc"])
+    key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
         hint = (
-            f"did you mean {'.'.join([*map(str, path[:-1]), near[0]])}?"
-            if near
-            else f"valid keys are {', '.join(sorted(known))}"
+            f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"valid keys are {', '.join(sorted(known))}"
         )
         return f"unknown key {key} ({hint})"
     if problem["type"] == "missing":
         return f"{key} is required"
+    if problem["type"] == "union_tag_invalid":
+        return f"{key}.kind={problem['ctx']['tag']!r} must be one of {problem['ctx']['expected_tags']}"
+    if problem["type"] == "too_short" and isinstance(problem["input"], list):
+        return f"{key} must have at least {problem['ctx']['min_length']} item"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}={problem['input']!r} {message}"
 
 
-def _keys_at(path: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is None:
+def _walk(location: Iterable[str | int]) -> tuple[list[str], list[str]]:
+    """The key as its writer knows it, without the tags of unions, and the keys that are valid beside its last part."""
+    models: list[type[BaseModel]] = [RunConfig]
+    path: list[str] = []
+    known: list[str] = []
+    for part in location:
+        tagged = [model for model in models if part in _tags(model)]
+        field = next((model.model_fields[part] for model in models if part in model.model_fields), None)
+        if tagged and field is None:
+            models = tagged
             continue
-        candidates = [field.annotation, *get_args(field.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return list(model.model_fields)
+        path.append(str(part))
+        if isinstance(part, str):
+            known = [name for model in models for name in model.model_fields]
+            models = _models_in(field.annotation) if field is not None else []
+    return path, known
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind is not None else ()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -61,6 +61,9 @@ class RewardConfig(SupervisedConfig):
     """Backbone to start from; default: the run's own sft/, else model.path."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest prompt plus response, in the reward model's tokens; default: model.max_length."""
+    overlong: Literal["refuse", "drop", "cut"] = "refuse"
+    """What becomes of a row with a longer response: a bad row, a row left out, or its responses are cut at the limit and
+    read without an end token. Either is counted and told."""
     loss: LossConfig = LossConfig()
     length_balance: float = Field(default=0.0, ge=0.0, le=1.0)
     """How far pairs are reweighted so that among pairs of one length difference the longer response wins no more often

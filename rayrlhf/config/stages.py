@@ -136,6 +136,8 @@ class PPOConfig(Node):
             )
         if self.truncation == "bootstrap" and self.advantage != "gae":
             raise ValueError(f"ppo.truncation=bootstrap needs a critic: ppo.advantage=gae, not {self.advantage}")
+        if self.guard.judge is not None and self.guard.judge in [model.path for model in self.reward_models]:
+            raise ValueError(f"ppo.guard.judge={self.guard.judge} is rewarded too: what is optimised cannot judge")
         if self.critic_warmup_updates >= self.updates:
             raise ValueError(
                 f"ppo.critic_warmup_updates={self.critic_warmup_updates} must be below ppo.updates={self.updates}"

@@ -71,22 +71,36 @@ def tokenize_demonstrations(
 def tokenize_preferences(
     rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig
 ) -> list[PreferenceExample]:
-    """Token sequences of preferences; a row with a response too long for the reward model is a bad row."""
+    """Token sequences of preferences; what becomes of those too long for the reward model says reward.overlong."""
+    limit, overlong = config.reward_max_length, config.reward.overlong
 
     def encode(row: Preference) -> PreferenceExample:
-        found = encode_preference(row, tokenizer)
-        key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
-        _check_length(found.longest, config.reward_max_length, "a response with its prompt", key)
+        found = encode_preference(row, tokenizer, cut=limit if overlong == "cut" else None)
+        if overlong == "refuse":
+            key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
+            _check_length(found.longest, limit, "a response with its prompt", key)
         return found
 
-    return _encode_all(rows, encode, config, "the preferences")
+    encoded = _encode_all(rows, encode, config, "the preferences")
+    kept = [example for example in encoded if example.longest <= limit]
+    if overlong == "drop" and len(kept) < len(encoded):
+        told = (
+            f"{len(encoded) - len(kept)} of {len(encoded)} preferences have more than {limit} tokens and are left out"
+        )
+        print(f"rayrlhf: {told} (reward.overlong=drop).", file=sys.stderr)
+    if overlong == "cut" and (cut := sum(example.longest == limit for example in kept)):
+        told = f"about {cut} of {len(kept)} preferences have a response cut at {limit} tokens"
+        print(f"rayrlhf: {told} (reward.overlong=cut).", file=sys.stderr)
+    return kept
 
 
-def encode_preference(row: Preference, tokenizer: PreTrainedTokenizerBase) -> PreferenceExample:
-    """The token sequences of one preference, each prompt and response."""
+def encode_preference(
+    row: Preference, tokenizer: PreTrainedTokenizerBase, *, cut: int | None = None
+) -> PreferenceExample:
+    """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
     prompt = encode_prompt(tokenizer, row.prompt) if row.prompt else np.zeros(0, dtype=np.int32)
     return PreferenceExample(
-        sequences=tuple(np.concatenate([prompt, encode_response(tokenizer, r.text)]) for r in row.responses),
+        sequences=tuple(np.concatenate([prompt, encode_response(tokenizer, r.text)])[:cut] for r in row.responses),
         prompt_length=len(prompt),
         ranks=row.ranks,
         ratings=tuple(float("nan") if r.rating is None else r.rating for r in row.responses),

@@ -31,18 +31,48 @@ def load_rows(source: SourceConfig, *, root: str, seed: int) -> list[RawRow]:
 
     Sources that name the same file share the order, so that disjoint slices are disjoint rows.
     """
-    path = Path(root).expanduser() / source.path
-    suffix = _suffix(path)
-    local = suffix in (*_LINES, *_TABLES, ".json", ".parquet")
-    if local and not path.is_file():
-        raise DataError(f"The data file {path} does not exist (data.root is {root}).")
-    rows = list(_read(path, suffix, source) if local else _hub_rows(source))
+    rows = list(_rows(source, root))
     if not rows:
         raise DataError(f"{source.path} holds no rows.")
     order = np.random.default_rng(derive_seed(seed, "rows", source.path)).permutation(len(rows))
     first, last = round(source.start * len(rows)), round(source.stop * len(rows))
     chosen = [rows[i] for i in order[first:last]]
     return chosen[: source.limit]
+
+
+def _rows(source: SourceConfig, root: str) -> Iterator[RawRow]:
+    path = _local(source.path, root)
+    if source.target is not None:
+        return _parallel(path, _local(source.target, root), source)
+    suffix = _suffix(path)
+    if suffix not in (*_LINES, *_TABLES, ".json", ".parquet"):
+        return _hub_rows(source)
+    _demand(path, root)
+    return _read(path, suffix, source)
+
+
+def _local(name: str, root: str) -> Path:
+    return Path(root).expanduser() / name
+
+
+def _demand(path: Path, root: str) -> None:
+    if not path.is_file():
+        raise DataError(f"The data file {path} does not exist (data.root is {root}).")
+
+
+def _parallel(path: Path, target: Path, source: SourceConfig) -> Iterator[RawRow]:
+    """Line k of one file with line k of the other."""
+    for file in (path, target):
+        _demand(file, str(file.parent))
+    lines, answers = ([line.strip() for _, line in _lines(file)] for file in (path, target))
+    if len(lines) != len(answers):
+        raise DataError(f"{path.name} has {len(lines)} lines and {target.name} has {len(answers)}: they must match.")
+    for number, (line, answer) in enumerate(zip(lines, answers, strict=True), start=1):
+        prompt = source.template.format(line=line) if line else ""
+        yield RawRow(
+            origin=f"{path.name}:{number}",
+            fields={source.prompt_key: prompt, source.response_key: answer, source.reference_key: answer},
+        )
 
 
 def _suffix(path: Path) -> str:

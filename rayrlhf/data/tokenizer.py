@@ -51,6 +51,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(f"No tokenizer can be loaded from {path}: {first}.") from error
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # of an encoder, whose separator ends every text
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer of {path} has no end-of-sequence token, which ends every response.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -64,10 +66,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptText) -> np.ndarray:
-    """Ids [P] of a prompt, with the special tokens its tokenizer or chat template puts before a response."""
+    """Ids [P] of a prompt, with the special tokens its tokenizer or chat template puts before a response.
+
+    An encoder's separator stays between prompt and response, as between the two texts of a pair.
+    """
     if isinstance(prompt, str):
         ids = tokenizer(prompt).input_ids
-        if ids and ids[-1] == tokenizer.eos_token_id:
+        if ids and ids[-1] == tokenizer.eos_token_id and tokenizer.cls_token_id is None:
             ids = ids[:-1]
     else:
         if tokenizer.chat_template is None:

@@ -193,6 +193,8 @@ def _check_models(config: RunConfig) -> None:
     for model in config.ppo.reward_models if "ppo" in config.stages else []:
         if model.path is not None:
             check_reward_model(model.path)
+    if "ppo" in config.stages and config.ppo.guard.judge is not None:
+        check_reward_model(config.ppo.guard.judge)
 
 
 def _check_data(config: RunConfig) -> dict[Stage, int]:

@@ -59,9 +59,12 @@ class Judged:
     """What evaluation.json holds."""
 
 
-def score_preferences(model: RewardModel, rows: Sequence[Preference], *, max_length: int) -> ScoredPreferences:
-    """Score every response; rows with one that is too long are left out and counted."""
-    encoded = [[model.encode(row.prompt, response.text) for response in row.responses] for row in rows]
+def score_preferences(
+    model: RewardModel, rows: Sequence[Preference], *, max_length: int, cut: bool = False
+) -> ScoredPreferences:
+    """Score every response; rows with one that is too long are left out and counted, or read as far as `max_length`."""
+    limit = max_length if cut else None
+    encoded = [[model.encode(row.prompt, response.text)[:limit] for response in row.responses] for row in rows]
     kept = [i for i, sequences in enumerate(encoded) if max(map(len, sequences)) <= max_length]
     if not kept:
         raise DataError(f"None of the {len(rows)} preferences fits into {max_length} tokens.")

@@ -9,7 +9,6 @@ import numpy as np
 from rayrlhf.algorithms.preference_metrics import fit_temperature
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_preferences
-from rayrlhf.data.schema import Preference
 from rayrlhf.errors import ModelError
 from rayrlhf.reward.judge import Judged, judge, save_judged, score_preferences
 from rayrlhf.reward.model import MEMBERS, RewardModel
@@ -27,14 +26,10 @@ def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]
     )
     heldout = load_preferences(config).heldout
     max_length = config.reward_max_length
-    judged = judge_preferences(model, heldout, max_length=max_length)
+    cut = config.reward.overlong == "cut"
+    judged = judge(score_preferences(model, heldout, max_length=max_length, cut=cut))
     stats_of(model, judged, max_length=max_length).save(Path(directory))
     return save_judged(judged, Path(directory))
-
-
-def judge_preferences(model: RewardModel, rows: Sequence[Preference], *, max_length: int) -> Judged:
-    """Score preferences and evaluate the scores."""
-    return judge(score_preferences(model, rows, max_length=max_length))
 
 
 def stats_of(model: RewardModel, judged: Judged, *, max_length: int) -> RewardStats:

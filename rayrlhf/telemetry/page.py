@@ -54,10 +54,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """A table under a heading; nothing without rows."""
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns) if any(columns) else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     heading = f"<h2>{escape(title)}</h2>" if title else ""
-    return f'{heading}<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'{heading}<div class="card"><table>{head and f"<thead><tr>{head}</tr></thead>"}<tbody>{body}</tbody></table></div>'
 
 
 def number(value: float | None, shape: str = "{:.3f}") -> str:

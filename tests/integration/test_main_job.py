@@ -142,7 +142,7 @@ def test_the_exported_reward_model_scores_alike_in_stock_transformers(trained: P
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert model.config.pad_token_id not in (None, model.config.eos_token_id)
     pairs = tokenize_preferences(load_preferences(config).heldout[:8], tokenizer, config)
-    sequences = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    sequences = [ids for pair in pairs for ids in pair.sequences]
     whole = collate(sequences, [1] * len(sequences), range(len(sequences)), pad_id=tokenizer.pad_token_id)
     with torch.no_grad():
         stock = model.eval()(whole.input_ids, attention_mask=whole.attention_mask.long()).logits.squeeze(-1)

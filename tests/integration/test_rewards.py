@@ -1,10 +1,11 @@
 """Rewards of several kinds in the real loop, and what becomes of a score that cannot be had."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import QUICKSTART, rayrlhf, rows, succeed
+from conftest import QUICKSTART, TINY, rayrlhf, rows, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +80,44 @@ def test_a_learned_term_and_another_are_summed(ppo_only: list[str], trained: Pat
         assert length == pytest.approx(len(row["response"]) / 100.0)
         assert abs(learned) < 20 * stats["std"]
         assert row["score"] == pytest.approx(0.5 * learned + (length - 1.0) / 2.0)
+
+
+def test_an_ensemble_of_models_is_trained_verified_and_used(trained: Path, tmp_path: Path) -> None:
+    arguments = [*TINY, "stages=[reward,ppo]", "model.init=null", f"model.path={trained / 'sft'}", "ppo.updates=1"]
+    ensemble = ["reward.members=2", "ppo.rewards=[{kind: model, ensemble: mean_std, penalty: 1.0}]"]
+    succeed("run", str(QUICKSTART), *arguments, *ensemble, f"output_dir={tmp_path}", "name=two")
+    run = tmp_path / "two"
+    assert (run / "reward_model" / "members" / "01" / "config.json").exists()
+    assert {row["stage"] for row in rows(run / "metrics.jsonl")} == {"reward", "reward_01", "ppo"}
+    summary = json.loads((run / "summary.json").read_text())["stages"]["reward"]
+    assert summary["members"] == 2
+    assert 0.0 <= summary["ece"] <= 1.0
+    assert all(row["spread"] > 0 for row in rows(run / "samples.jsonl", stage="ppo"))
+    evaluation = json.loads((run / "reward_model" / "evaluation.json").read_text())
+    assert summary["heldout_accuracy"] == evaluation["accuracy"]
+    assert "Disagreement of the ensemble" in (run / "report.html").read_text()
+    told = succeed("verify", str(run / "reward_model"), timeout=200.0)
+    assert "FAILED" not in told
+    assert "vLLM pooling" in told
+
+
+def test_the_guard_stops_and_restores_the_best_policy(ppo_only: list[str], trained: Path, tmp_path: Path) -> None:
+    """What is rewarded is the opposite of what the judge says; rollouts that ran ahead are dropped, none is lost."""
+    judge = shutil.copytree(trained / "reward_model", tmp_path / "judge")
+    flawed = f"ppo.rewards=[{{kind: model, path: {trained / 'reward_model'}, weight: -1.0}}]"
+    guard = ["ppo.guard.action=stop", f"ppo.guard.judge={judge}", "ppo.guard.patience=1", "ppo.evaluate_every=1"]
+    wild = ["ppo.updates=20", "ppo.kl.coef=0", "ppo.optim.lr=0.005", "ppo.max_staleness=1", "ppo.evaluate_prompts=32"]
+    told = succeed("run", str(QUICKSTART), *ppo_only, flawed, *guard, *wild, f"output_dir={tmp_path}", "name=wild")
+    assert "Over-optimisation: the judge has fallen from" in told
+    summary = json.loads((tmp_path / "wild" / "summary.json").read_text())["stages"]["ppo"]
+    assert summary["guard_stopped"]
+    assert summary["policy_versions"] < 20
+    assert summary["samples_lost"] == summary["samples_duplicated"] == 0
+    evaluated = {row["step"]: row for row in rows(tmp_path / "wild" / "metrics.jsonl", stage="ppo")}
+    best = evaluated[summary["guard_peak_step"]]
+    assert best["eval/judge"] == max(row["eval/judge"] for row in evaluated.values())
+    assert summary["score_after"] == best["eval/score"]
+    last = evaluated[max(evaluated)]
+    assert last["guard/below_peak"] > 3.0
+    assert last["eval/judge"] < best["eval/judge"]
+    assert (tmp_path / "wild" / "policy" / "config.json").exists()

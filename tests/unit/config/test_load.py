@@ -60,10 +60,30 @@ def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:
         ("data.task=null", "stage sft needs data.demonstrations"),
         ("seed=-1", "seed=-1"),
         ("sft.optim.lr=.nan", "sft.optim.lr"),
+        ("reward.members=2", "reward.members=2 and reward.heads=4 exclude each other"),
+        ("reward.loss.kind=bt", "reward.loss.kind='bt' must be 'bradley_terry', 'margin'"),
+        ("ppo.rewards=[]", "ppo.rewards must have at least 1 item"),
+        (
+            "ppo.rewards=[{kind: magic}]",
+            "ppo.rewards.0.kind='magic' must be one of 'model', 'metric', 'function', 'http'",
+        ),
+        ("ppo.rewards=[{kind: http, api: vllm}]", "ppo.rewards.0.urls is required"),
+        (
+            "ppo.rewards=[{kind: metric, name: chrf, wieght: 2}]",
+            "ppo.rewards.0.wieght (did you mean ppo.rewards.0.weight?)",
+        ),
+        ("ppo.rewards=[{kind: function, target: nonsense}]", "ppo.rewards.0.target='nonsense'"),
     ],
 )
 def test_contradictions_name_the_key_and_the_value(override: str, sentence: str) -> None:
     assert sentence in refuse(override)
+
+
+def test_rules_of_two_keys() -> None:
+    told = refuse("reward.loss.kind=rao_kupper", "reward.loss.tie_parameter=1.0")
+    assert "tie_parameter=1 must be above 1 for rao_kupper" in told
+    told = refuse("ppo.guard.judge=/a", "ppo.rewards=[{kind: model, path: /a}]")
+    assert "ppo.guard.judge=/a is rewarded too" in told
 
 
 def test_a_group_baseline_needs_a_group() -> None:

@@ -24,7 +24,7 @@ from rayrlhf.data.dataset import (
 )
 from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import train_tokenizer
-from rayrlhf.errors import DataError
+from rayrlhf.errors import ConfigError, DataError
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 ROWS = [{"prompt": f"Question {i}?", "response": f" Answer {i}."} for i in range(40)]
@@ -268,3 +268,41 @@ def test_the_built_in_task_has_a_gold_reward_and_files_have_none(tmp_path: Path)
     assert task_gold(files) is None
     assert task_best_gold(files, ["x"]) is None
     assert len(tokenizer_texts(load_config(QUICKSTART, ["data.task.demonstrations=20"]))) == 20
+
+
+def test_parallel_files_are_demonstrations_and_prompts_with_references(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.en.gz", "wt") as english, open(tmp_path / "a.de", "w") as german:
+        english.writelines(f"dog {i}\n" for i in range(40))
+        german.writelines(f"Hund {i}\n" for i in range(40))
+    source = {"path": "a.en.gz", "target": "a.de", "format": "parallel", "template": "{line} ="}
+    loaded = config(tmp_path, demonstrations=source, prompts=source)
+    shown, prompts = load_demonstrations(loaded), load_prompts(loaded)
+    assert {(row.prompt, row.response) for row in shown.train + shown.heldout} == {
+        (f"dog {i} =", f"Hund {i}") for i in range(40)
+    }
+    assert {(row.prompt, row.reference) for row in prompts.heldout} == {
+        (row.prompt, row.response) for row in shown.heldout
+    }
+    with pytest.raises(DataError, match=r"a\.en\.gz has 40 lines and b\.de has 1: they must match"):
+        (tmp_path / "b.de").write_text("Hund\n")
+        load_prompts(config(tmp_path, prompts=source | {"target": "b.de"}))
+    with pytest.raises(ConfigError, match="target belongs to format=parallel"):
+        config(tmp_path, prompts={"path": "a.de", "format": "parallel"})
+
+
+@pytest.mark.parametrize(("overlong", "lengths"), [("drop", [[4, 2]]), ("cut", [[4, 2], [2, 6]])])
+def test_overlong_preferences_are_dropped_or_cut_and_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], overlong: str, lengths: list[list[int]]
+) -> None:
+    tokenizer = train_tokenizer(["abc"], vocab_size=260)
+    loaded = config(
+        tmp_path,
+        "reward.max_length=6",
+        f"reward.overlong={overlong}",
+        prompts={"path": "p", "format": "prompts"},
+    )
+    found = tokenize_preferences([pair("", "axy", "a"), pair("", "a", "axyxyxyxy")], tokenizer, loaded)
+    assert [[len(ids) for ids in example.sequences] for example in found] == lengths
+    if overlong == "cut":
+        assert found[1].sequences[1][-1] != tokenizer.eos_token_id
+    assert f"reward.overlong={overlong}" in capfd.readouterr().err
