@@ -151,6 +151,28 @@ def audit(
         console.note(f"{write_audit_page(output, found, data=data.name)}")
 
 
+def export(
+    data: Annotated[Path, typer.Argument(help="Preferences, in any form.")],
+    target: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
+    form: Annotated[str, typer.Option("--format", help="rewardbench, rewardbench2 or trl.")],
+    probability_key: Probability = "probability",
+) -> None:
+    """Write preferences in the form another tool reads."""
+    with clear_errors():
+        import json
+
+        from rayrlhf.data.preference_exports import export_rows
+        from rayrlhf.errors import ConfigError
+        from rayrlhf.telemetry.console import Console
+
+        if form not in ("rewardbench", "rewardbench2", "trl"):
+            raise ConfigError(f"--format {form} must be rewardbench, rewardbench2 or trl.")
+        records = _preferences(data, probability_key=probability_key)
+        rows = [row for number, r in enumerate(records) for row in export_rows(r, form, number=number)]  # type: ignore[arg-type]
+        target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        Console().note(f"{target}: {len(rows):,} rows of {len(records):,} records")
+
+
 def _prepare_engine(device: str) -> None:
     """What an engine reads from its environment it reads when torch is imported: later is too late."""
     import os

@@ -34,6 +34,7 @@ class _TrainUnlessNamed(TyperGroup):
 
 reward = typer.Typer(cls=_TrainUnlessNamed, no_args_is_help=True, help="Train the reward model alone; audit its data.")
 reward.command("audit")(judge.audit)
+reward.command("export")(judge.export)
 app.add_typer(reward, name="reward")
 app.add_typer(judge.evaluate, name="evaluate")
 app.command()(judge.score)

@@ -1,5 +1,6 @@
 """Rows of text, before any tokenizer has seen them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -57,6 +58,13 @@ class Preference:
             for number in group:
                 ranks[number] = rank
         return tuple(ranks)
+
+    def strict_pairs(self) -> Iterator[tuple[int, int]]:
+        """Every (better, worse) of the ranking: up to K (K - 1) / 2 of them."""
+        for rank, group in enumerate(self.ranking):
+            for better in group:
+                for worse in (number for other in self.ranking[rank + 1 :] for number in other):
+                    yield better, worse
 
     @property
     def is_pair(self) -> bool:

@@ -113,16 +113,14 @@ def pairs_of(scored: ScoredPreferences) -> Pairs:
     clusters: dict[str, int] = {}
     for row, scores, lengths in zip(scored.rows, scored.scores, scored.lengths, strict=True):
         cluster = clusters.setdefault(_prompt_key(row), len(clusters))
-        for rank, better_group in enumerate(row.ranking):
-            for better in better_group:
-                for worse in (number for group in row.ranking[rank + 1 :] for number in group):
-                    difference = scores[better] - scores[worse]
-                    columns["difference"].append(float(difference.mean()))
-                    columns["spread"].append(float(difference.std()))
-                    columns["longer_by"].append(float(lengths[better] - lengths[worse]))
-                    columns["probability"].append(row.probability)
-                    columns["cluster"].append(cluster)
-                    columns["subset"].append(row.subset)
+        for better, worse in row.strict_pairs():
+            difference = scores[better] - scores[worse]
+            columns["difference"].append(float(difference.mean()))
+            columns["spread"].append(float(difference.std()))
+            columns["longer_by"].append(float(lengths[better] - lengths[worse]))
+            columns["probability"].append(row.probability)
+            columns["cluster"].append(cluster)
+            columns["subset"].append(row.subset)
     return Pairs(**{name: np.array(values) for name, values in columns.items()})
 
 

@@ -33,7 +33,8 @@ _PHASES = (
 
 def objective_figures(record: RunRecord) -> list[Drawn]:
     """Score and gold: against the distance from the reference, and over the updates."""
-    return [figure for figure in (_against_kl(record), _over_updates(record)) if figure is not None]
+    figures = (_against_kl(record), _over_updates(record), _guarded(record))
+    return [figure for figure in figures if figure is not None]
 
 
 def supervised_figures(record: RunRecord) -> list[Drawn]:
@@ -181,6 +182,31 @@ def _against_kl(record: RunRecord) -> Drawn | None:
         else "Proxy and gold against the distance from the reference",
         "Dots: training batches, with their trend; large dots: held-out prompts.",
         draw_panels(panels, xlabel=_KL_AXIS, tall=True, root_scale=True),
+    )
+
+
+def _guarded(record: RunRecord) -> Drawn | None:
+    """The judge's gain at each evaluation with the curve fitted through it, over the proxy's."""
+    judged = record.columns("ppo", "guard/distance", "guard/judge", "eval/score")
+    alpha, beta = (record.last("ppo", f"guard/{name}") for name in ("alpha", "beta"))
+    if len(judged) < 3 or alpha is None or beta is None:
+        return None
+    distance, judge, proxy = judged[:, 0], judged[:, 1] - judged[0, 1], judged[:, 2] - judged[0, 2]
+    fine = np.linspace(0.0, float(distance.max()), 100)[1:]
+    fitted = fine * (alpha - beta * np.log(fine))
+    peak = f", greatest at √KL = {np.exp(alpha / beta - 1.0):.1f}" if beta > 0 and alpha / beta < 5 else ""
+    return Drawn(
+        "The guard's judge, which is never rewarded",
+        f"Gains over the SFT policy on the held-out prompts, and R(d) = d (α − β log d) through the judge's, d = √KL: "
+        f"α = {alpha:.3f}, β = {beta:.3f}{peak}.",
+        draw_panels(
+            [
+                Panel("proxy", [Curve("", BLUE, distance, proxy, "marks")]),
+                Panel("judge", [Curve("held-out", GOLD, distance, judge, "marks"), Curve("fit", GOLD, fine, fitted)]),
+            ],
+            xlabel="√KL to the reference, √nats per response",
+            tall=True,
+        ),
     )
 
 
