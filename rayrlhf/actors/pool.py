@@ -33,6 +33,8 @@ class ReplicaPool:
     start_timeout: float
     call_timeout: float
     max_restarts: int
+    max_pending: int | None = None
+    """Unanswered calls a replica may have; further ones wait for one of them to end."""
     restarts: int = 0
     _replicas: list[Replica] = field(default_factory=list)
     _spawned: int = 0
@@ -110,13 +112,17 @@ class ReplicaPool:
                 lost, loss = replacement, again
 
     async def _least_loaded(self) -> Replica:
-        """The ready replica with the fewest unanswered calls; waits while all are being replaced."""
-        deadline = time.monotonic() + self.start_timeout
-        while not any(replica.ready for replica in self._replicas):
-            if time.monotonic() > deadline:
-                raise DeadlineError(f"Waited {self.start_timeout:.0f} s for a {self.role} worker to become ready.")
-            await asyncio.sleep(0.05)
-        return min((r for r in self._replicas if r.ready), key=lambda r: (r.pending, r.number))
+        """The ready replica with the fewest unanswered calls; waits while all are being replaced or are full."""
+        begun = time.monotonic()
+        while True:
+            ready = [replica for replica in self._replicas if replica.ready]
+            free = [r for r in ready if self.max_pending is None or r.pending < self.max_pending]
+            if free:
+                return min(free, key=lambda r: (r.pending, r.number))
+            limit, state = (self.call_timeout, "free") if ready else (self.start_timeout, "ready")
+            if time.monotonic() > begun + limit:
+                raise DeadlineError(f"Waited {limit:.0f} s for a {self.role} worker to become {state}.")
+            await asyncio.sleep(0.05 if not ready else 0.005)
 
     def _name(self, replica: Replica, method: str) -> str:
         return f"{self.role} worker {replica.number} ({method})"

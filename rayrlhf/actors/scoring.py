@@ -9,7 +9,11 @@ from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.config import RunConfig
 from rayrlhf.reward.build import build_scorer
+from rayrlhf.reward.merging import MergingBatcher
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory
+
+_MERGED = 4096
+"""Trajectories of one pass over the scorer, at most, but for a larger request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +38,32 @@ class ScoringWorker:
     def ready(self) -> None:
         """Load the models: a call can tell why it failed, where a constructor would only leave a dead process."""
         self._scorer = self._make()
+        self._batcher = MergingBatcher(self._each, max_items=_MERGED)
 
     def score(self, trajectories: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
-        """Score the trajectories, in order, but those that cannot be scored."""
+        """Score the trajectories, in order, but those that cannot be scored; together with what others ask meanwhile."""
         started = time.perf_counter()
-        scored = self._scorer.score(trajectories)
-        return scored.trajectories, ScoringInfo(
-            sample_ids=tuple(item.trajectory.sample_id for item in scored.trajectories),
-            missing=tuple(scored.missing),
+        answers = self._batcher.submit(trajectories)
+        scored = [answer for answer in answers if isinstance(answer, ScoredTrajectory)]
+        return scored, ScoringInfo(
+            sample_ids=tuple(item.trajectory.sample_id for item in scored),
+            missing=tuple(answer for answer in answers if not isinstance(answer, ScoredTrajectory)),
             seconds=time.perf_counter() - started,
         )
+
+    def _each(self, trajectories: list[Trajectory]) -> list[ScoredTrajectory | tuple[SampleId, str]]:
+        """For each trajectory its scored form, or its name and why it has none."""
+        scored = self._scorer.score(trajectories)
+        found = {item.trajectory.sample_id: item for item in scored.trajectories}
+        reasons = dict(scored.missing)
+        return [found.get(t.sample_id) or (t.sample_id, reasons[t.sample_id]) for t in trajectories]
 
 
 class ScoringPool:
     """The scoring workers as one."""
 
     def __init__(self, config: RunConfig, *, reward_model_dir: str | None, reference_dir: str, device: str) -> None:
-        options = actor_options(config.scoring, device=device)
+        options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 1}
 
         self.pool = ReplicaPool(
             role="scoring",
@@ -60,6 +73,7 @@ class ScoringPool:
             start_timeout=config.scoring.start_timeout,
             call_timeout=config.scoring.call_timeout,
             max_restarts=config.scoring.max_restarts,
+            max_pending=config.scoring.max_pending,
         )
 
     async def start(self) -> None:

@@ -52,9 +52,11 @@ class RolloutConfig(RoleConfig):
 
 
 class ScoringConfig(RoleConfig):
-    """Reward model and reference policy."""
+    """The terms of the reward, and the reference policy."""
 
     workers: int = Field(default=1, ge=1)
+    max_pending: int = Field(default=4, ge=1)
+    """Requests a worker holds, the one it scores included; it merges those that wait. More of them wait at the driver."""
     micro_batch_tokens: int = Field(default=8192, ge=2)
     max_restarts: int = Field(default=3, ge=0)
 

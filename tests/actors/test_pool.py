@@ -177,3 +177,36 @@ async def test_a_replacement_that_dies_while_it_starts_is_replaced_too() -> None
     assert pool.restarts == 3
     assert len(deaths) == 2
     pool.stop()
+
+
+async def test_a_full_pool_lets_its_callers_wait() -> None:
+    pool = make_pool(size=2)
+    pool.max_pending = 1
+    await pool.start()
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, *(replica.pending for replica in pool._replicas))
+            await asyncio.sleep(0.01)
+
+    watching = asyncio.create_task(watch())
+    begun = time.monotonic()
+    answers = await together(*(pool.call("slow", 0.3) for _ in range(6)))
+    watching.cancel()
+    pool.stop()
+    assert len({pid for _, pid in answers}) == 2
+    assert most == 1
+    assert time.monotonic() - begun > 0.85
+
+
+async def test_a_pool_that_stays_full_is_a_deadline() -> None:
+    pool = make_pool(size=1, call_timeout=1.0)
+    pool.max_pending = 1
+    await pool.start()
+    with pytest.raises(
+        DeadlineError, match=r"Waited 1 s for (a doubling worker to become free|doubling worker 0 .slow.)"
+    ):
+        await together(pool.call("slow", 5.0), pool.call("slow", 5.0))
+    pool.stop()

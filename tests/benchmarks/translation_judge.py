@@ -69,9 +69,7 @@ def main(run: Path, source: Path, reference: Path) -> None:
             told = "" if result.p_value is None else f", p = {result.p_value:.4f} against sft"
             print(f"{metric} {name}: {result.score:.2f} (mean {result.mean:.2f} ± {result.ci:.2f}){told}")
     for i in (0, 1, 2):
-        print(
-            f"{prompts[i].strip()!r}\n  sft    {systems[0][1][i]!r}\n  policy {systems[1][1][i]!r}\n  human  {read(reference)[i]!r}"
-        )
+        print(prompts[i].strip(), systems[0][1][i], systems[1][1][i], read(reference)[i], sep="\n  ")
 
 
 if __name__ == "__main__":

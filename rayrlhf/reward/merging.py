@@ -1,0 +1,61 @@
+"""Requests of several callers in one batch: a scorer works best on many sequences of like length."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class MergingBatcher(Generic[Item, Result]):
+    """Whoever finds the scorer free takes everything that is waiting along; the others wait for their share.
+
+    There is no timer: while nobody else asks, a request runs at once, and under load batches grow by themselves. Order is
+    kept within a request. A failure goes to every caller whose request was in the batch.
+    """
+
+    def __init__(self, run: Callable[[list[Item]], list[Result]], *, max_items: int) -> None:
+        self._run = run
+        self._max_items = max_items
+        self._waiting: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
+        self._guard = threading.Lock()
+        self._busy = threading.Lock()
+        self.batches = 0
+
+    def submit(self, items: Sequence[Item]) -> list[Result]:
+        """The results of `items`, in order; blocks the calling thread."""
+        mine: Future[list[Result]] = Future()
+        with self._guard:
+            self._waiting.append((items, mine))
+        while not mine.done():
+            with self._busy:
+                if not mine.done():
+                    self._work()
+        return mine.result()
+
+    def _work(self) -> None:
+        taken = self._take()
+        try:
+            results = self._run([item for items, _ in taken for item in items])
+        except BaseException as error:  # noqa: BLE001 - it belongs to those who wait
+            for _, future in taken:
+                future.set_exception(error)
+            return
+        self.batches += 1
+        start = 0
+        for items, future in taken:
+            future.set_result(results[start : start + len(items)])
+            start += len(items)
+
+    def _take(self) -> list[tuple[Sequence[Item], Future[list[Result]]]]:
+        """Whole requests from the front, up to `max_items` items; the first one in any case."""
+        taken: list[tuple[Sequence[Item], Future[list[Result]]]] = []
+        count = 0
+        with self._guard:
+            while self._waiting and (not taken or count + len(self._waiting[0][0]) <= self._max_items):
+                taken.append(self._waiting.popleft())
+                count += len(taken[-1][0])
+        return taken
