@@ -45,6 +45,11 @@ def strict_accuracy(difference: Column) -> float:
     return float((difference > 0).mean())
 
 
+def best_accuracy(scores: Float[np.ndarray, " k"], best: Bool[np.ndarray, " k"]) -> float:
+    """Share of the highest-scored responses that are among the best, as rewardbench 2 counts best-of-k."""
+    return float(best[scores == scores.max()].mean())
+
+
 def balanced_accuracy(difference: Column, longer_by: Column) -> float:
     """Mean of the accuracy where the better response is longer and where it is shorter: 0.5 for any rule of length.
 

@@ -96,7 +96,7 @@ def judge(scored: ScoredPreferences) -> Judged:
         figures |= _ordering(pairs) | _calibration(pairs)
         if figures["members"] > 1:
             figures |= _disagreement(pairs)
-    figures |= _best_of_n(scored)
+    figures |= _best_of_k(scored) | _best_of_n(scored)
     return Judged(scored=scored, pairs=pairs, figures=figures)
 
 
@@ -220,6 +220,21 @@ def _disagreement(pairs: Pairs) -> dict[str, Any]:
         "disagreement_auroc": metrics.auroc(doubt, wrong > 0.5),
         "spread_auroc": metrics.auroc(pairs.spread, wrong > 0.5),
         "risk_coverage": {"coverage": coverage[shown].tolist(), "risk": risk[shown].tolist()},
+    }
+
+
+def _best_of_k(scored: ScoredPreferences) -> dict[str, Any]:
+    """Of rows with one best group against several others: how often a best one scores highest, over all and by subset."""
+    shares: dict[str, list[float]] = {}
+    for row, scores in zip(scored.rows, scored.scores, strict=True):
+        if len(row.responses) > 2 and len(row.ranking) > 1:
+            best = np.array([rank == 0 for rank in row.ranks])
+            shares.setdefault(row.subset, []).append(metrics.best_accuracy(scores.mean(1), best))
+    if not shares:
+        return {}
+    return {
+        "best_of_k_accuracy": float(np.mean([share for own in shares.values() for share in own])),
+        "best_of_k_by_subset": {name or "all": float(np.mean(own)) for name, own in sorted(shares.items())},
     }
 
 

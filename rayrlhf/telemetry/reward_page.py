@@ -82,6 +82,8 @@ def evaluation_rows(found: Row) -> list[list[str]]:
         ["spread in a prompt", number(found["within_prompt_std"]), "standard deviation of its responses' scores"],
         ["score and length", number(found["length_spearman"]), "rank correlation"],
     ]
+    if "best_of_k_accuracy" in found:
+        rows.append(["best of k", number(found["best_of_k_accuracy"]), "a best response scores highest; ties share"])
     if "disagreement_auroc" in found:
         rows.append(["disagreement", number(found["disagreement_auroc"]), "AUROC of the members' doubt for errors"])
     return rows
