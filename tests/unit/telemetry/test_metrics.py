@@ -2,7 +2,21 @@ import pytest
 
 from rayrlhf.telemetry.metrics import METRICS, check_names
 
-AREAS = {"time", "reward", "rollout", "policy", "critic", "kl", "mismatch", "optim", "sync", "ledger", "perf", "eval"}
+AREAS = {
+    "time",
+    "reward",
+    "rollout",
+    "policy",
+    "critic",
+    "kl",
+    "mismatch",
+    "optim",
+    "sync",
+    "ledger",
+    "perf",
+    "eval",
+    "guard",
+}
 
 
 def test_every_metric_is_named_area_slash_name_and_explained():
