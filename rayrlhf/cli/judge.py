@@ -1,4 +1,4 @@
-"""`rayrlhf evaluate`, `score`, `verify` and `reward audit`: reward models and preference data on their own."""
+"""`rayrlhf evaluate`, `score`, `verify`, `reward audit` and `reward export`: reward models and preference data on their own."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -69,7 +69,7 @@ class HttpReward(_ScaledTerm):
     """Responses of one request."""
     concurrency: int = Field(default=8, ge=1)
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds one request may take, its retries included."""
+    """Seconds a server may be silent over all tries of one request together."""
     retries: int = Field(default=4, ge=0)
     """Of a refused or broken connection and of status 429, 500, 502, 503 and 504, with growing pauses."""
 

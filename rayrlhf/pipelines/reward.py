@@ -20,7 +20,8 @@ from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import tracks
 from rayrlhf.pipelines.supervised import Trained, base_directory, train
-from rayrlhf.reward.package import MEMBERS, package
+from rayrlhf.reward.model import MEMBERS
+from rayrlhf.reward.package import package
 
 
 async def run_reward(context: RunContext) -> dict[str, Any]:

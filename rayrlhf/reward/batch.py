@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayrlhf.algorithms.ensemble import Combination, combine, standardized
+from rayrlhf.algorithms.ensemble import Combination
 from rayrlhf.data import fields
 from rayrlhf.data.sources import RawRow, read_json_lines
 from rayrlhf.errors import DataError
@@ -60,8 +60,7 @@ def _scored(
         for row, score in zip(rows, raw[:, 0].tolist(), strict=True):
             yield row.fields | {"score": score}
         return
-    means, stds = (np.array([getattr(scale, name) for scale in stats.members]) for name in ("mean", "std"))
-    scores, spreads = combine(standardized(raw, means, stds), combination, penalty=penalty)
+    scores, spreads = stats.combined(raw, combination, penalty=penalty)
     for row, score, spread in zip(rows, scores.tolist(), spreads.tolist(), strict=True):
         yield row.fields | {"score": score, "spread": spread}
 

@@ -20,7 +20,7 @@ _FIRST_PAUSE = 0.2
 
 
 class HttpTerm:
-    """Batches of responses to servers in turn; order kept, and no request outlives its deadline.
+    """Batches of responses to servers in turn; order kept, and no request waits without end.
 
     What a server does not answer in time, refuses, or answers with no number is a missing score.
     """
@@ -33,6 +33,7 @@ class HttpTerm:
             backoff_factor=_FIRST_PAUSE,
             status_forcelist=_TRANSIENT,
             allowed_methods=None,
+            respect_retry_after_header=False,  # a server may not decide how long this run waits
             raise_on_status=False,
         )
         self._session = requests.Session()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rayrlhf.algorithms.ensemble import Combination, combine, standardized
+from rayrlhf.algorithms.ensemble import Combination
 from rayrlhf.data.batching import collate, plan_micro_batches
 from rayrlhf.data.schema import PromptText
 from rayrlhf.data.tokenizer import encode_prompt, encode_response, load_tokenizer
@@ -118,19 +118,13 @@ class ModelTerm:
                 values = (values - self._stats.scale.mean) / max(self._stats.scale.std, 1e-6)
             return [TermScore(value=value) for value in values.tolist()]
         assert self._stats is not None
-        means, stds = (np.array([getattr(scale, name) for scale in self._stats.members]) for name in ("mean", "std"))
-        values, spreads = combine(standardized(raw, means, stds), self._combination, penalty=self._penalty)
+        values, spreads = self._stats.combined(raw, self._combination, penalty=self._penalty)
         return [TermScore(value=v, spread=s) for v, s in zip(values.tolist(), spreads.tolist(), strict=True)]
 
     def _tokens(self, request: ScoreRequest) -> np.ndarray:
         if self._reads_policy_tokens:
             return request.token_ids
         return self._model.encode(request.prompt, request.response, finished=request.finished)
-
-
-def is_ensemble(directory: str) -> bool:
-    """Whether a reward model's scores come with a spread."""
-    return bool(_member_directories(directory)) or (Path(directory) / HEADS_FILE).exists()
 
 
 def _use_heads(model: Any, heads: Tensor) -> None:

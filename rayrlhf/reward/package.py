@@ -11,10 +11,8 @@ from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_preferences
 from rayrlhf.errors import ModelError
 from rayrlhf.reward.judge import Judged, judge, save_judged, score_preferences
-from rayrlhf.reward.model import MEMBERS, RewardModel
+from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.stats import Probe, RewardStats, Scale, template_digest
-
-__all__ = ["MEMBERS", "package"]
 
 _PROBES = 32
 

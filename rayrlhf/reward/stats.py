@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
+from rayrlhf.algorithms.ensemble import Combination, combine, standardized
 from rayrlhf.errors import ModelError
 
 STATS_FILE = "reward_stats.json"
@@ -46,6 +49,13 @@ class RewardStats:
     """Digest of the chat template and the special tokens that a score depends on."""
     probes: list[Probe]
 
+    def combined(
+        self, raw: Float[np.ndarray, "n members"], how: Combination, *, penalty: float
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """The scores of an ensemble, its members standardised, as one a row, and their spread."""
+        means, stds = (np.array([getattr(scale, name) for scale in self.members]) for name in ("mean", "std"))
+        return combine(standardized(raw, means, stds), how, penalty=penalty)
+
     def save(self, directory: Path) -> None:
         """Write the file into a model directory."""
         (directory / STATS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -66,8 +76,7 @@ def load_stats(directory: str | Path) -> RewardStats:
         )
     except FileNotFoundError:
         raise ModelError(
-            f"The reward model {directory} has no {STATS_FILE}: `rayrlhf evaluate reward {directory} DATA --package` "
-            f"makes one."
+            f"The reward model {directory} has no {STATS_FILE}, which the reward stage writes beside the models it trains."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from None
