@@ -47,6 +47,29 @@ def train_reward(config: ConfigPath, overrides: Overrides = None, resume: Resume
     _stages(config, overrides, "reward", resume=resume)
 
 
+@reward.command("curve")
+def reward_curve(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    share: Annotated[list[float] | None, typer.Option(help="Of the training preferences; may be repeated.")] = None,
+    resume: Resume = False,
+) -> None:
+    """Train on growing shares of the preferences: whether more labels would help."""
+    from rayrlhf.config import load_config
+
+    with clear_errors():
+        loaded = load_config(config, overrides or [])
+        quiet_libraries()
+        from rayrlhf.pipelines.curve import learning_curve
+        from rayrlhf.telemetry.console import Console
+        from rayrlhf.telemetry.reward_page import curve_rows, write_curve_page
+
+        folder, points = learning_curve(loaded, share or [0.125, 0.25, 0.5, 1.0], resume=resume)
+        console = Console()
+        console.table("learning curve", ["rows", "accuracy", "balanced", "log-likelihood"], curve_rows(points))
+        console.note(f"{write_curve_page(folder / 'learning_curve.html', points, run=loaded.name)}")
+
+
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Run the stages the configuration names, in order: sft, reward, ppo."""

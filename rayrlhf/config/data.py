@@ -27,8 +27,9 @@ class SourceConfig(Node):
     split: str = "train"
     """Split, for a hub name."""
     format: Literal["prompts", "demonstrations", "preferences", "labelled", "parallel"]
-    """`parallel` is two text files whose lines belong together, such as sentences and their translations; `labelled` is
-    text with a 0/1 label: an opening and its continuation for SFT and PPO, positive over negative for pairs."""
+    """`parallel` is two text files whose lines belong together, such as sentences and their translations; as preferences,
+    a line's own response over another's. `labelled` is text with a 0/1 label: an opening and its continuation for SFT and
+    PPO, positive over negative for pairs."""
     target: str | None = None
     """parallel: the file of the responses; `path` is that of the prompts."""
     template: str = "{line}\n"

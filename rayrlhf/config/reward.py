@@ -64,6 +64,8 @@ class RewardConfig(SupervisedConfig):
     overlong: Literal["refuse", "drop", "cut"] = "refuse"
     """What becomes of a row with a longer response: a bad row, a row left out, or its responses are cut at the limit and
     read without an end token. Either is counted and told."""
+    train_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the training preferences that is used: what the rest would add, a learning curve shows."""
     loss: LossConfig = LossConfig()
     length_balance: float = Field(default=0.0, ge=0.0, le=1.0)
     """How far pairs are reweighted so that among pairs of one length difference the longer response wins no more often

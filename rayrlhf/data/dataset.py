@@ -31,12 +31,16 @@ def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
 
 
 def load_preferences(config: RunConfig) -> Split[Preference]:
-    """Preferences for the reward model; of labelled texts, positive ones over negative ones."""
+    """Preferences for the reward model; of labelled texts, positive ones over negative ones; of parallel files, a line's
+    own response over another's."""
     if config.data.task is not None:
         return _task(config).preferences()
     source = _source(config, "preferences")
     if source.format == "labelled":
         return _labelled_pairs(config, source)
+    if source.format == "parallel":
+        split = _load(config, source, adapters.demonstration)
+        return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout))
     return _split(read_preferences(source, config.data, seed=config.seed), config)
 
 
@@ -224,6 +228,18 @@ def _labelled_pairs(config: RunConfig, source: SourceConfig) -> Split[Preference
         ]
 
     return Split(train=pairs(texts[cut:]), heldout=pairs(texts[:cut]))
+
+
+def _mismatched(rows: Sequence[Demonstration]) -> list[Preference]:
+    """Two lines with responses of like length serve each other as the worse response, so that length tells nothing."""
+    by_length = sorted(rows, key=lambda row: len(row.response))
+    twins = zip(by_length[::2], by_length[1::2], strict=False)
+    return [
+        pair(own.prompt, own.response, other.response, origin=own.origin)
+        for first, second in twins
+        if first.response != second.response
+        for own, other in ((first, second), (second, first))
+    ]
 
 
 def _distinct(rows: Iterable[PromptRow]) -> list[PromptRow]:

@@ -16,6 +16,7 @@ from rayrlhf.data.dataset import (
 )
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.data.tokenizer import load_tokenizer
+from rayrlhf.errors import DataError
 from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usable
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
@@ -49,6 +50,7 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
     train = tokenize_preferences(preferences.train, tokenizer, config)
     check_usable(train, settings, what="the training preferences")
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
+    train = share_of(train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)
     model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
     if config.reward.lora is not None:
@@ -64,6 +66,14 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
         ranks=ranks,
         seed=seed,
     )
+
+
+def share_of(rows: Sequence[PreferenceExample], share: float, *, seed: int) -> list[PreferenceExample]:
+    """The first of the rows in a seeded order, so that a larger share holds every smaller one."""
+    kept = np.random.default_rng(derive_seed(seed, "train share")).permutation(len(rows))[: round(share * len(rows))]
+    if not len(kept):
+        raise DataError(f"reward.train_share={share:g} of {len(rows)} training preferences is none: raise it.")
+    return [rows[i] for i in sorted(kept)]
 
 
 def resampled(rows: Sequence[PreferenceExample], settings: RewardConfig, *, seed: int) -> list[PreferenceExample]:

@@ -1,5 +1,6 @@
 """The figures of a reward model's evaluation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,27 @@ def evaluation_figures(found: Row) -> list[Drawn]:
     """Every figure that evaluation.json has the data for."""
     makers = (_reliability, _scores, _length, _confidence, _risk, _best_of_n)
     return [figure for make in makers if (figure := make(found)) is not None]
+
+
+def curve_figures(points: Sequence[Row]) -> list[Drawn]:
+    """Accuracy and likelihood against the number of training rows, spaced by doublings."""
+    doublings = np.log2([point["rows"] for point in points])
+
+    def panel(unit: str, *names: tuple[str, str, str]) -> Panel:
+        return Panel(unit, [Curve(label, colour, doublings, _column(points, key)) for key, label, colour in names])
+
+    accuracy = ("accuracy", "accuracy", BLUE)
+    interval = (("accuracy_low", "95 % interval", GREY), ("accuracy_high", "", GREY))
+    panels = [
+        panel("pairs in order", accuracy, *interval, ("balanced_accuracy", "balanced by length", GOLD)),
+        panel("nats", ("nll", "negative log-likelihood", VIOLET)),
+    ]
+    caption = "Where the curves still rise, more labels help; where they are flat, other labels or another model must."
+    return [Drawn("Held-out preferences", caption, draw_panels(panels, xlabel="log2 of the training rows"))]
+
+
+def _column(points: Sequence[Row], key: str) -> np.ndarray:
+    return np.array([np.nan if point[key] is None else point[key] for point in points], dtype=float)
 
 
 def _reliability(found: Row) -> Drawn | None:

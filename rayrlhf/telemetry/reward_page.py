@@ -1,5 +1,6 @@
 """The pages of an evaluated reward model and of audited preference data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from rayrlhf.telemetry.page import figures, number, table, tile, tiles, write_page
 from rayrlhf.telemetry.report_drawing import VIOLET, Drawn, draw_histograms
-from rayrlhf.telemetry.reward_figures import evaluation_figures
+from rayrlhf.telemetry.reward_figures import curve_figures, evaluation_figures
 
 Row = dict[str, Any]
 
@@ -53,6 +54,35 @@ def write_audit_page(path: Path, found: Row, *, data: str) -> Path:
         ],
         footer="rayrlhf reward audit. Labels to look at: a linear model of word pairs, fitted on other prompts, disagrees.",
     )
+
+
+def write_curve_page(path: Path, points: Sequence[Row], *, run: str) -> Path:
+    """A learning curve as a page."""
+    return write_page(
+        path,
+        title=f"Learning curve of {run}",
+        subtitle=f"reward models of growing shares of the same preferences, judged by {points[0]['pairs']:,} held-out pairs",
+        parts=[
+            figures("What more labels bring", curve_figures(points)),
+            table(
+                "", ["training rows", "accuracy", "balanced accuracy", "negative log-likelihood"], curve_rows(points)
+            ),
+        ],
+        footer="rayrlhf reward curve, written from learning_curve.json.",
+    )
+
+
+def curve_rows(points: Sequence[Row]) -> list[list[str]]:
+    """Each share of a learning curve, for a terminal."""
+    return [
+        [
+            f"{point['rows']:,}",
+            f"{point['accuracy']:.3f} ({point['accuracy_low']:.3f} to {point['accuracy_high']:.3f})",
+            number(point["balanced_accuracy"]),
+            number(point["nll"]),
+        ]
+        for point in points
+    ]
 
 
 def evaluation_rows(found: Row) -> list[list[str]]:

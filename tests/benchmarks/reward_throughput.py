@@ -112,15 +112,18 @@ class BareScorer:
         return time.perf_counter() - begun
 
     def _batch(self, batch: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
-        lengths = torch.tensor([_length(t) for t in batch])
+        lengths, starts = (torch.tensor([n(t) for t in batch]) for n in (_length, lambda t: len(t.prompt_ids)))
         ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
         for row, t in enumerate(batch):
             ids[row, : lengths[row]] = torch.from_numpy(np.concatenate([t.prompt_ids, t.response_ids]).astype(np.int64))
-        mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+        places = torch.arange(ids.shape[1])
+        mask = places < lengths.unsqueeze(1)
         hidden = self.reward_model.model(ids, attention_mask=mask, use_cache=False).last_hidden_state
         scores = self.reward_model.score(hidden[torch.arange(len(batch)), lengths - 1])
-        logits = self.reference(ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        return scores, logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])
+        answered = mask & (places >= starts.unsqueeze(1))
+        hidden = self.reference.model(ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+        logits = self.reference.lm_head(hidden[answered[:, 1:]]).float()
+        return scores, logits.gather(-1, ids[answered].unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
 
     def memory(self) -> int:
         return int(psutil.Process().memory_info().rss)

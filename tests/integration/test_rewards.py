@@ -77,6 +77,26 @@ def test_an_ensemble_beside_a_function_that_fails_now_and_then(trained: Path, fu
     )
 
 
+def test_a_learning_curve_of_two_shares_judged_alike(trained: Path, tmp_path: Path) -> None:
+    start = [*TINY, f"reward.base={trained / 'sft'}", f"output_dir={tmp_path}", "name=more"]
+    told = succeed("reward", "curve", str(QUICKSTART), *start, "--share", "1", "--share", "0.25")
+    points = json.loads((tmp_path / "more-curve" / "learning_curve.json").read_text())
+    assert [point["share"] for point in points] == [0.25, 1.0]
+    assert points[0]["rows"] * 4 == points[1]["rows"]
+    assert points[0]["pairs"] == points[1]["pairs"]
+    runs = [tmp_path / f"more-share-{share}" for share in ("0.25", "1")]
+    assert [rows(run / "metrics.jsonl", stage="reward")[-1]["step"] for run in runs] == [3, 12]
+    for point, run in zip(points, runs, strict=True):
+        assert (
+            point["accuracy"] == json.loads((run / "summary.json").read_text())["stages"]["reward"]["heldout_accuracy"]
+        )
+    assert f"{points[1]['accuracy']:.3f}" in told
+    assert "What more labels bring" in (tmp_path / "more-curve" / "learning_curve.html").read_text()
+    stamps = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
+    succeed("reward", "curve", str(QUICKSTART), *start, "--share", "1", "--share", "0.25", "--resume")
+    assert stamps == [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
+
+
 def test_scores_that_cannot_be_had_stop_the_run_with_the_cause(ppo_only: list[str], functions: Path) -> None:
     never = 'ppo.rewards=[{kind: function, target: "judges:never"}]'
     done = rayrlhf("run", str(QUICKSTART), *ppo_only, never, f"output_dir={functions}", "name=never")

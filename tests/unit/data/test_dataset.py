@@ -290,6 +290,24 @@ def test_parallel_files_are_demonstrations_and_prompts_with_references(tmp_path:
         config(tmp_path, prompts={"path": "a.de", "format": "parallel"})
 
 
+def test_as_preferences_of_parallel_files_each_line_has_the_response_of_one_of_like_length(tmp_path: Path) -> None:
+    own = {f"dog {i} =": "Hund" + "!" * (i % 20) + str(i % 3) for i in range(60)}
+    (tmp_path / "a.en").write_text("".join(f"dog {i}\n" for i in range(60)))
+    (tmp_path / "a.de").write_text("".join(f"{response}\n" for response in own.values()))
+    source = {"path": "a.en", "target": "a.de", "format": "parallel", "template": "{line} ="}
+    split = load_preferences(config(tmp_path, preferences=source))
+    sides = [{row.prompt for row in rows} for rows in (split.train, split.heldout)]
+    assert split.heldout
+    assert not sides[0] & sides[1]
+    for rows in (split.train, split.heldout):
+        better = [row.responses[0].text for row in rows]
+        worse = [row.responses[1].text for row in rows]
+        assert better == [own[str(row.prompt)] for row in rows]
+        assert all(good != bad for good, bad in zip(better, worse, strict=True))
+        assert sorted(better) == sorted(worse)
+        assert max(abs(len(good) - len(bad)) for good, bad in zip(better, worse, strict=True)) <= 8
+
+
 @pytest.mark.parametrize(("overlong", "lengths"), [("drop", [[4, 2]]), ("cut", [[4, 2], [2, 6]])])
 def test_overlong_preferences_are_dropped_or_cut_and_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], overlong: str, lengths: list[list[int]]

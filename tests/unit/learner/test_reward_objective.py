@@ -9,7 +9,7 @@ from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.config import RewardConfig
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.errors import DataError
-from rayrlhf.learner.build import resampled
+from rayrlhf.learner.build import resampled, share_of
 from rayrlhf.learner.objectives import PreferenceObjective, check_usable, targets_of
 from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.types import PreferenceExample
@@ -110,6 +110,18 @@ def test_bootstrap_samples_differ_by_seed_and_have_the_counts_of_one() -> None:
     assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.05)
     assert resampled(rows, RewardConfig(heads=3, bootstrap=False), seed=1) == rows
     assert resampled(rows, RewardConfig(), seed=1) == rows
+
+
+def test_a_larger_share_of_the_rows_holds_every_smaller_one() -> None:
+    rows = rankings(200, seed=1)
+    shares = [share_of(rows, share, seed=3) for share in (0.1, 0.25, 1.0)]
+    assert [len(share) for share in shares] == [20, 50, 200]
+    kept = [{id(row) for row in share} for share in shares]
+    assert kept[0] < kept[1] < kept[2]
+    assert shares[2] == rows
+    assert kept[1] != {id(row) for row in share_of(rows, 0.25, seed=4)}
+    with pytest.raises(DataError, match=r"reward\.train_share=0\.001 of 200 training preferences is none: raise it"):
+        share_of(rows, 0.001, seed=3)
 
 
 def test_balanced_lengths_give_half_of_the_weight_to_each_side() -> None:
