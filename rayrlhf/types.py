@@ -122,6 +122,8 @@ class PreferenceExample:
     probability: float = 1.0
     margin: float = 0.0
     weight: float = 1.0
+    pair_weights: Float[np.ndarray, "k k"] | None = None
+    """Of the pair of a better i and a worse j in the row's loss; None: 1 each."""
     head_weights: tuple[float, ...] = ()
     """How often each head of a multi-head reward model sees the row; empty: once each."""
 

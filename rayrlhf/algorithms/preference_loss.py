@@ -46,6 +46,8 @@ class PreferenceTargets:
     """How much better the better response is."""
     weight: Float[Tensor, " rows"]
     """Of the row in the mean."""
+    pair_weight: Float[Tensor, "rows k k"]
+    """Of the pair of a better i and a worse j in its row's mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class LossSettings:
     """rao_kupper: theta > 1; davidson: nu > 0."""
     origin: float = 0.0
     """binary: the score between bad and good."""
+    learn_ties: bool = True
+    """bradley_terry, margin: whether equal ranks pull their scores together, or say nothing."""
     center_coef: float = 0.0
     l2_coef: float = 0.0
 
@@ -120,14 +124,15 @@ def pair_masks(rank: Int[Tensor, "rows k"]) -> tuple[Bool[Tensor, "rows k k"], B
     return both & (first < second), both & (first == second) & upper
 
 
-def usable_rows(targets: PreferenceTargets, kind: PreferenceLoss) -> Bool[Tensor, " rows"]:
+def usable_rows(targets: PreferenceTargets, settings: LossSettings) -> Bool[Tensor, " rows"]:
     """Rows that the loss learns anything from; only these count in its denominator."""
+    kind = settings.kind
     if kind == "regression":
         return (targets.valid & ~targets.rating.isnan()).any(1)
     if kind == "binary":
         return (targets.valid & ~targets.label.isnan()).any(1)
     better, tied = pair_masks(targets.rank)
-    pairs = better if kind in ("hinge", "scaled", "robust", "plackett_luce") else better | tied
+    pairs = better | tied if _learns_ties(settings) else better
     return pairs.flatten(1).any(1)
 
 
@@ -153,7 +158,7 @@ def preference_loss(
     scores: Float[Tensor, "rows k"], targets: PreferenceTargets, settings: LossSettings, *, row_weight: float
 ) -> Float[Tensor, ""]:
     """Weighted row losses and regularisers over the usable rows / `row_weight`, their global weight."""
-    usable = usable_rows(targets, settings.kind)
+    usable = usable_rows(targets, settings)
     losses = row_losses(scores, targets, settings)
     if settings.center_coef:
         losses = losses + settings.center_coef * centering(scores, targets.valid)
@@ -187,21 +192,27 @@ def _pairwise(
     filled = scores.masked_fill(~targets.valid, 0.0)
     difference = filled.unsqueeze(2) - filled.unsqueeze(1)
     margin = targets.margin.view(-1, 1, 1)
-    if settings.kind == "rao_kupper":
-        return _mean_over(rao_kupper(difference, tied, settings.tie_parameter).flatten(1), (better | tied).flatten(1))
-    if settings.kind == "davidson":
-        return _mean_over(davidson(difference, tied, settings.tie_parameter).flatten(1), (better | tied).flatten(1))
-    if settings.kind == "hinge":
-        losses = (settings.hinge_margin - difference).clamp_min(0.0)
-        return _mean_over(losses.flatten(1), better.flatten(1))
-    if settings.kind == "robust":
-        return _mean_over(robust(difference, settings.flip_rate).flatten(1), better.flatten(1))
     stated = targets.probability.view(-1, 1, 1) * (1.0 - 2.0 * settings.smoothing) + settings.smoothing
-    if settings.kind == "scaled":
-        return _mean_over((margin * bradley_terry(difference, stated)).flatten(1), better.flatten(1))
-    shifted = difference - margin if settings.kind == "margin" else difference
-    losses = torch.where(tied, bradley_terry(difference, 0.5), bradley_terry(shifted, stated))
-    return _mean_over(losses.flatten(1), (better | tied).flatten(1))
+    if settings.kind == "rao_kupper":
+        losses = rao_kupper(difference, tied, settings.tie_parameter)
+    elif settings.kind == "davidson":
+        losses = davidson(difference, tied, settings.tie_parameter)
+    elif settings.kind == "hinge":
+        losses = (settings.hinge_margin - difference).clamp_min(0.0)
+    elif settings.kind == "robust":
+        losses = robust(difference, settings.flip_rate)
+    elif settings.kind == "scaled":
+        losses = margin * bradley_terry(difference, stated)
+    else:
+        shifted = difference - margin if settings.kind == "margin" else difference
+        losses = torch.where(tied, bradley_terry(difference, 0.5), bradley_terry(shifted, stated))
+    counted = better | tied if _learns_ties(settings) else better
+    return _mean_over((losses * targets.pair_weight).flatten(1), counted.flatten(1))
+
+
+def _learns_ties(settings: LossSettings) -> bool:
+    always, never = ("rao_kupper", "davidson"), ("hinge", "scaled", "robust", "plackett_luce")
+    return settings.kind in always or (settings.learn_ties and settings.kind not in never)
 
 
 def _mean_over(values: Float[Tensor, "rows n"], mask: Bool[Tensor, "rows n"]) -> Float[Tensor, " rows"]:

@@ -47,6 +47,8 @@ class SourceConfig(Node):
     rating_key: str = "rating"
     rating_weights: dict[str, float] | None = None
     """Preferences: the rating as a weighted sum of several fields, such as {helpfulness: 0.65, correctness: 0.8}."""
+    merge_pairs: bool = False
+    """Preferences: bring the pairs of one prompt together into one ranking of its responses, where they imply one."""
     reference_key: str = "reference"
     """A known good response, for rewards that compare with one."""
     subset_key: str = "subset"

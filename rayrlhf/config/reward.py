@@ -34,6 +34,8 @@ class LossConfig(Node):
     """rao_kupper: theta, above 1; davidson: nu."""
     origin: float = 0.0
     """binary: the score between bad and good."""
+    learn_ties: bool = True
+    """bradley_terry, margin: whether equal ranks pull their scores together, or say nothing."""
     center_coef: float = Field(default=0.0, ge=0.0)
     """Weight of mean((r_chosen + r_rejected)^2), which keeps scores centred."""
     l2_coef: float = Field(default=0.0, ge=0.0)

@@ -25,7 +25,8 @@ def plan_micro_batches(
         if lengths[index] * counts[index] > max_tokens:
             each = "" if counts[index] == 1 else f"{counts[index]} times "
             raise DataError(
-                f"A row of {each}{lengths[index]} tokens does not fit into a micro-batch of {max_tokens} tokens."
+                f"A row of {each}{lengths[index]} tokens does not fit into a micro-batch of {max_tokens} tokens: raise "
+                f"micro_batch_tokens to at least {lengths[index] * counts[index]}."
             )
         if plan and width * (held + counts[index]) <= max_tokens:
             plan[-1].append(index)

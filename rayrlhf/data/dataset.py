@@ -13,6 +13,7 @@ from rayrlhf.config import DataConfig, RunConfig, SourceConfig
 from rayrlhf.data import adapters, innkeeper, preference_forms
 from rayrlhf.data.bad_rows import BadRows
 from rayrlhf.data.fields import UnusableRowError
+from rayrlhf.data.pair_merging import merge_pairs
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split, pair
 from rayrlhf.data.sources import RawRow, load_rows
 from rayrlhf.data.tokenizer import encode_prompt, encode_response, prompt_as_text
@@ -48,7 +49,8 @@ def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> li
     """Every usable record of one source of preferences."""
     rows = load_rows(source, root=data.root, seed=seed)
     found = _adapt_all(rows, lambda row: preference_forms.preference(row, source), data, source.path)
-    return preference_forms.gather(found)
+    gathered = preference_forms.gather(found)
+    return merge_pairs(gathered) if source.merge_pairs else gathered
 
 
 def load_prompts(config: RunConfig) -> Split[PromptRow]:

@@ -114,7 +114,7 @@ class PreferenceObjective:
 
     def weight(self, rows: Sequence[PreferenceExample]) -> float:
         targets = targets_of(rows)
-        return float((targets.weight * usable_rows(targets, self._settings.kind)).sum())
+        return float((targets.weight * usable_rows(targets, self._settings)).sum())
 
     def tokens(self, rows: Sequence[PreferenceExample]) -> int:
         return sum(len(sequence) for row in rows for sequence in row.sequences)
@@ -144,7 +144,7 @@ class PreferenceObjective:
     def _figures(self, scores: Tensor, targets: PreferenceTargets) -> Figures:
         """The loss without its regularisers, the share of pairs in order and their mean difference."""
         plain = _without_regularisers(self._settings)
-        count = float((targets.weight * usable_rows(targets, plain.kind)).sum())
+        count = float((targets.weight * usable_rows(targets, plain)).sum())
         figures: Figures = {"loss": (preference_loss(scores, targets, plain, row_weight=1.0), count)}
         better, _ = pair_masks(targets.rank)
         ordered = better.flatten(1).any(1)
@@ -179,12 +179,22 @@ def targets_of(rows: Sequence[PreferenceExample], *, device: torch.device | None
         probability=column("probability"),
         margin=column("margin"),
         weight=column("weight"),
+        pair_weight=_pair_weights(rows, width).to(device),
     )
+
+
+def _pair_weights(rows: Sequence[PreferenceExample], width: int) -> Tensor:
+    weights = torch.ones(len(rows), width, width)
+    for own, row in zip(weights, rows, strict=True):
+        if row.pair_weights is not None:
+            count = len(row.sequences)
+            own[:count, :count] = torch.from_numpy(row.pair_weights)
+    return weights
 
 
 def check_usable(rows: Sequence[PreferenceExample], settings: LossSettings, *, what: str) -> None:
     """DataError where the loss learns nothing from any of the rows."""
-    if rows and not bool(usable_rows(targets_of(rows), settings.kind).any()):
+    if rows and not bool(usable_rows(targets_of(rows), settings).any()):
         raise DataError(
             f"reward.loss={settings.kind} learns nothing from {what}: it needs {_NEEDS.get(settings.kind, 'rankings')}."
         )

@@ -47,6 +47,8 @@ class SupervisedLearner:
         self._train = train
         self._heldout = heldout
         self._ranks = ranks
+        for rows in (train, heldout):
+            self._plan(rows)  # a row that does not fit is told now, not when its step comes
         device = resolve_device(config.device)
         self._dtype = resolve_dtype(config.learner.dtype, device)
         self._steps_per_epoch = -(-len(train) // settings.prompts_per_step)
@@ -119,14 +121,16 @@ class SupervisedLearner:
         size = self._settings.prompts_per_step
         return [self._train[i] for i in order[position * size : (position + 1) * size]]
 
-    def _micro_batches(self, rows: Sequence[Any]) -> Iterator[tuple[list[Any], MicroBatch]]:
-        plan = plan_micro_batches(
+    def _plan(self, rows: Sequence[Any]) -> list[list[int]]:
+        return plan_micro_batches(
             [self._objective.length(row) for row in rows],
             max_tokens=self._settings.micro_batch_tokens,
             multiple_of=self._ranks.world,
             counts=[self._objective.sequences(row) for row in rows],
         )
-        for indices in share_of(plan, self._ranks):
+
+    def _micro_batches(self, rows: Sequence[Any]) -> Iterator[tuple[list[Any], MicroBatch]]:
+        for indices in share_of(self._plan(rows), self._ranks):
             some = [rows[i] for i in indices]
             yield some, self._objective.collate(some).to(self._core.device)
 

@@ -1,9 +1,10 @@
 """One reward model against an ensemble of four, learnt from the same preferences with a quarter of their labels flipped.
 
-    python tests/benchmarks/overoptimization.py OUTPUT_DIR [--seeds 0 1 2] [--updates 120] [--penalty 1.0]
+    python tests/benchmarks/overoptimization.py OUTPUT_DIR [--seeds 0 1 2] [--penalty 2.0] [key.sub=value ...]
 
 For each seed the quickstart's SFT policy and four reward models on bootstrap samples; then PPO twice under the same
-small pull to the reference, against the first of them alone and against all four with their disagreement subtracted.
+pull to the reference, against the first of them alone and against all four with their disagreement subtracted, either
+reward in standard deviations of its own scores. Overrides go to every run.
 Prints what is left of the gold gained at the peak, and draws gold and proxy against sqrt(KL): overoptimization.svg.
 Finished runs in OUTPUT_DIR are read, not repeated.
 """
@@ -19,6 +20,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+
+from rayrlhf.reward.stats import load_stats
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -38,7 +41,7 @@ def finished(run: Path, stage: str) -> bool:
 
 def train(output: Path, seed: int, options: argparse.Namespace) -> None:
     """The models of a seed and both arms."""
-    common = [f"seed={seed}", f"output_dir={output}", "data.task.label_noise=0.25"]
+    common = [*options.overrides, f"seed={seed}", f"output_dir={output}", "data.task.label_noise=0.25"]
     base = output / f"models_{seed}"
     if not finished(base, "reward"):
         models = ["stages=[sft,reward]", "reward.members=4", f"data.task.preferences={options.preferences}"]
@@ -51,8 +54,11 @@ def train(output: Path, seed: int, options: argparse.Namespace) -> None:
         run = output / f"{arm}_{seed}"
         if finished(run, "ppo"):
             continue
-        directory = alone if arm == "single" else base / "reward_model"
-        reward = f"{{kind: model, path: {directory}, ensemble: mean_std, penalty: {options.penalty}}}"
+        reward = (
+            f"{{kind: model, path: {alone}, weight: {1.0 / load_stats(alone).scale.std}}}"
+            if arm == "single"
+            else f"{{kind: model, path: {base / 'reward_model'}, ensemble: mean_std, penalty: {options.penalty}}}"
+        )
         ppo = [
             "stages=[ppo]",
             "model.init=null",
@@ -60,7 +66,7 @@ def train(output: Path, seed: int, options: argparse.Namespace) -> None:
             f"ppo.rewards=[{reward}]",
             f"ppo.updates={options.updates}",
             f"ppo.kl.coef={options.kl}",
-            "ppo.evaluate_prompts=256",
+            "ppo.evaluate_prompts=128",
         ]
         rayrlhf("run", CONFIG, *common, *ppo, f"name={run.name}")
 
@@ -122,11 +128,12 @@ def draw(courses: dict[str, list[np.ndarray]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
+    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=120)
-    parser.add_argument("--preferences", type=int, default=6000)
-    parser.add_argument("--penalty", type=float, default=1.0)
-    parser.add_argument("--kl", type=float, default=0.02)
+    parser.add_argument("--updates", type=int, default=80)
+    parser.add_argument("--preferences", type=int, default=12000)
+    parser.add_argument("--penalty", type=float, default=2.0)
+    parser.add_argument("--kl", type=float, default=0.06)
     options = parser.parse_args()
     output = options.output.absolute()
     for seed in options.seeds:

@@ -1,6 +1,7 @@
 """Losses of preferences against closed forms and float64 references."""
 
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -43,6 +44,7 @@ def targets(rank: list[list[int]], **known: Any) -> PreferenceTargets:
         "probability": torch.ones(rows, dtype=DOUBLE),
         "margin": torch.ones(rows, dtype=DOUBLE),
         "weight": torch.ones(rows, dtype=DOUBLE),
+        "pair_weight": torch.ones(rows, k, k, dtype=DOUBLE),
     }
     return PreferenceTargets(**(facts | known))
 
@@ -170,6 +172,26 @@ def test_k_responses_are_the_mean_of_their_pairs_and_absent_ones_do_not_count() 
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("kind", PAIRWISE)
+def test_a_pair_enters_its_row_by_its_weight(kind: Any) -> None:
+    rows, known = scores([2.0, 1.0, -0.5]), targets([[0, 1, 2]])
+    settings = LossSettings(kind=kind)
+    alone = [row_losses(rows[:, [i, j]], targets([[0, 1]]), settings) for i, j in ((0, 1), (0, 2), (1, 2))]
+    weights = torch.ones(1, 3, 3, dtype=DOUBLE)
+    weights[0, 0, 1], weights[0, 1, 2] = 2.5, 0.5
+    found = row_losses(rows, replace(known, pair_weight=weights), settings)
+    torch.testing.assert_close(found, (2.5 * alone[0] + alone[1] + 0.5 * alone[2]) / 3)
+
+
+def test_ties_pull_scores_together_or_say_nothing() -> None:
+    rows, known = scores([2.0, 1.0, -0.5]), targets([[0, 1, 1]])
+    strict = [math.log1p(math.exp(-2.0 + low)) for low in (1.0, -0.5)]
+    tie = 0.5 * (math.log1p(math.exp(-1.5)) + math.log1p(math.exp(1.5)))
+    assert float(row_losses(rows, known, LossSettings())) == pytest.approx((sum(strict) + tie) / 3)
+    found = row_losses(rows, known, LossSettings(learn_ties=False))
+    assert float(found) == pytest.approx(sum(strict) / 2)
+
+
 def test_regression_and_binary_read_single_responses() -> None:
     rated = targets([[UNRANKED] * 2], rating=scores([1.0, NAN]))
     assert float(row_losses(scores([3.0, 9.0]), rated, LossSettings(kind="regression"))) == 4.0
@@ -180,9 +202,10 @@ def test_regression_and_binary_read_single_responses() -> None:
 
 def test_rows_that_teach_nothing_are_known_and_cost_nothing() -> None:
     known = targets([[0, 1], [0, 0], [UNRANKED, UNRANKED]], rating=scores([NAN, NAN], [NAN, NAN], [1.0, NAN]))
-    assert usable_rows(known, "bradley_terry").tolist() == [True, True, False]
-    assert usable_rows(known, "plackett_luce").tolist() == [True, False, False]
-    assert usable_rows(known, "regression").tolist() == [False, False, True]
+    assert usable_rows(known, LossSettings(kind="bradley_terry")).tolist() == [True, True, False]
+    assert usable_rows(known, LossSettings(learn_ties=False)).tolist() == [True, False, False]
+    assert usable_rows(known, LossSettings(kind="plackett_luce")).tolist() == [True, False, False]
+    assert usable_rows(known, LossSettings(kind="regression")).tolist() == [False, False, True]
     rows = scores([0.0, 0.0], [0.0, 0.0], [7.0, 7.0]).requires_grad_()
     loss = preference_loss(rows, known, LossSettings(l2_coef=1.0), row_weight=2.0)
     assert float(loss.detach()) == pytest.approx(math.log(2))

@@ -1,5 +1,7 @@
 """Rankings, ties, ratings and several heads, from rows to gradients."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -133,11 +135,43 @@ def test_balanced_lengths_give_half_of_the_weight_to_each_side() -> None:
         rows.append(preference((long, short), ranks=(0, 1) if longer_wins else (1, 0)))
     wins = np.array([row.ranks == (0, 1) for row in rows])
     for strength, share in ((0.0, wins.mean()), (1.0, 0.5)):
-        weights = np.array([row.weight for row in balance_lengths(rows, strength=strength)])
+        weights = pair_weights(balance_lengths(rows, strength=strength))
         assert weights[wins].sum() / weights.sum() == pytest.approx(share, abs=0.01)
         assert weights.mean() == pytest.approx(1.0)
-    halfway = np.array([row.weight for row in balance_lengths(rows, strength=0.5)])
+    halfway = pair_weights(balance_lengths(rows, strength=0.5))
     assert 0.5 < halfway[wins].sum() / halfway.sum() < wins.mean()
+
+
+def test_balanced_lengths_weigh_each_pair_of_a_ranking_as_if_it_stood_alone() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        preference(
+            tuple(ids(rng, int(n)) for n in rng.integers(3, 30, size=4)), ranks=tuple(rng.permutation(4).tolist())
+        )
+        for _ in range(50)
+    ]
+    alone = [
+        (row, i, j, preference((row.sequences[i], row.sequences[j]), ranks=(0, 1)))
+        for row in rows
+        for i, j in itertools.product(range(4), repeat=2)
+        if row.ranks[i] < row.ranks[j]
+    ]
+    found = {id(row): own.pair_weights for row, own in zip(rows, balance_lengths(rows, strength=0.7), strict=True)}
+    wanted = pair_weights(balance_lengths([own for *_, own in alone], strength=0.7))
+    assert [found[id(row)][i, j] for row, i, j, _ in alone] == pytest.approx(wanted.tolist())
+    assert np.std(wanted) > 0.01
+    first = targets_of(balance_lengths([rows[0], alone[0][3]], strength=0.7))
+    assert first.pair_weight.shape == (2, 4, 4)
+    assert first.pair_weight[1, 2:].tolist() == [[1.0] * 4] * 2
+
+
+def pair_weights(rows: list[PreferenceExample]) -> np.ndarray:
+    """Of rows with one strict pair each."""
+    weights = []
+    for row in rows:
+        better, worse = row.ranks.index(0), row.ranks.index(1)
+        weights.append(1.0 if row.pair_weights is None else float(row.pair_weights[better, worse]))
+    return np.array(weights)
 
 
 def test_rows_without_a_length_difference_keep_their_weight() -> None:
@@ -145,3 +179,5 @@ def test_rows_without_a_length_difference_keep_their_weight() -> None:
     same = preference((ids(rng, 5), ids(rng, 5)), ranks=(0, 1))
     tied = preference((ids(rng, 5), ids(rng, 9)), ranks=(0, 0))
     assert balance_lengths([same, tied], strength=1.0) == [same, tied]
+    uneven = preference((ids(rng, 5), ids(rng, 9)), ranks=(0, 1))
+    assert (targets_of(balance_lengths([same, tied, uneven], strength=1.0)[:2]).pair_weight == 1.0).all()

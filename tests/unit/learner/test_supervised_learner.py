@@ -205,6 +205,23 @@ def test_no_rows_is_an_error() -> None:
         )
 
 
+def test_a_row_that_fits_no_micro_batch_is_told_before_training() -> None:
+    settings = run_config()
+    small = settings.sft.model_copy(update={"micro_batch_tokens": 4})
+    with pytest.raises(DataError, match=r"does not fit into a micro-batch of 4 tokens: raise micro_batch_tokens to at"):
+        SupervisedLearner(
+            settings,
+            small,
+            NextToken(train_on_prompt=False),
+            model=critic_model(),
+            tokenizer=tokenizer(),
+            train=examples(9, seed=1),
+            heldout=examples(9, seed=2),
+            ranks=ALONE,
+            seed=0,
+        )
+
+
 def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
     settings = run_config(
         data={
