@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
     started = time.monotonic()
     base_dir = await _backbone(context)
     names = tracks(config, "reward")
-    fitting = room_for(config.learner, cluster_nodes(), device=context.device, processes=config.learner.processes)
-    at_once = asyncio.Semaphore(max(1, fitting))
+    nodes = cluster_nodes()
+    fitting = room_for(config.learner, nodes, device=context.device, processes=config.learner.processes)
+    together_now = max(1, min(fitting, len(names)))
+    at_once = asyncio.Semaphore(together_now)
+    member_context = _sharing_cores(context, sum(n.resources.get("CPU", 0.0) for n in nodes) / together_now)
 
     async def member(number: int, track: str) -> Trained | None:
         output = folder.trained(track)
@@ -39,7 +43,9 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
             return None
         async with at_once:
             build = partial(_build, base_dir=base_dir, member=number)
-            return await train(context, track, config.reward, build, output=output, keep_best=config.reward.keep_best)
+            return await train(
+                member_context, track, config.reward, build, output=output, keep_best=config.reward.keep_best
+            )
 
     trained = await together(*(member(number, track) for number, track in enumerate(names)))
     building = folder.root / "checkpoints" / "reward_model"
@@ -54,6 +60,14 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
         "heads": config.reward.heads,
         **{name: judged[name] for name in ("nll", "ece", "temperature", "balanced_accuracy")},
     }
+
+
+def _sharing_cores(context: RunContext, cores: float) -> RunContext:
+    """The context of members that have `cores` each: more threads than cores would wait for one another."""
+    learner = context.config.learner
+    threads = max(1, min(learner.compute_threads, int(cores) // learner.processes))
+    shared = context.config.model_copy(update={"learner": learner.model_copy(update={"threads": threads})})
+    return replace(context, config=shared)
 
 
 def _build(config: RunConfig, ranks: Ranks, *, base_dir: str, member: int) -> SupervisedLearner:

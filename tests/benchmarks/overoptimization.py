@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=80)
-    parser.add_argument("--preferences", type=int, default=12000)
+    parser.add_argument("--preferences", type=int, default=24000)
     parser.add_argument("--penalty", type=float, default=2.0)
     parser.add_argument("--kl", type=float, default=0.06)
     options = parser.parse_args()

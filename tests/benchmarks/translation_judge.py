@@ -64,8 +64,10 @@ def main(run: Path, source: Path, reference: Path) -> None:
         n_samples=RESAMPLES,
     )
     _, scores = test()
-    for metric in ("CHRF", "BLEU"):
-        for (name, _), result in zip(systems, scores[metric], strict=True):
+    for metric, column in scores.items():
+        if metric == "System":
+            continue
+        for (name, _), result in zip(systems, column, strict=True):
             told = "" if result.p_value is None else f", p = {result.p_value:.4f} against sft"
             print(f"{metric} {name}: {result.score:.2f} (mean {result.mean:.2f} ± {result.ci:.2f}){told}")
     for i in (0, 1, 2):
