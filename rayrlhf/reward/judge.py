@@ -30,7 +30,7 @@ class ScoredPreferences:
     scores: list[np.ndarray]
     """[K, members] of each row."""
     lengths: list[np.ndarray]
-    """[K] response tokens of each row."""
+    """[K] response tokens of each row, those included that the model did not read."""
     left_out: int
     """Rows with a response longer than the model reads."""
 
@@ -64,7 +64,8 @@ def score_preferences(
 ) -> ScoredPreferences:
     """Score every response; rows with one that is too long are left out and counted, or read as far as `max_length`."""
     limit = max_length if cut else None
-    encoded = [[model.encode(row.prompt, response.text)[:limit] for response in row.responses] for row in rows]
+    whole = [[model.encode(row.prompt, response.text) for response in row.responses] for row in rows]
+    encoded = [[sequence[:limit] for sequence in sequences] for sequences in whole]
     kept = [i for i, sequences in enumerate(encoded) if max(map(len, sequences)) <= max_length]
     if not kept:
         raise DataError(f"None of the {len(rows)} preferences fits into {max_length} tokens.")
@@ -76,7 +77,7 @@ def score_preferences(
         rows=[rows[i] for i in kept],
         sequences=flat,
         scores=np.split(scores, cuts),
-        lengths=[np.array([len(s) - prompt for s in encoded[i]]) for i, prompt in zip(kept, prompts, strict=True)],
+        lengths=[np.array([len(s) - prompt for s in whole[i]]) for i, prompt in zip(kept, prompts, strict=True)],
         left_out=len(rows) - len(kept),
     )
 

@@ -80,6 +80,16 @@ def test_responses_too_long_for_the_model_are_left_out_and_counted(tmp_path: Pat
         score_preferences(model, [long], max_length=64)
 
 
+def test_a_response_read_in_part_counts_with_its_whole_length(tmp_path: Path) -> None:
+    model = load(packaged(tmp_path / "reward_model"))
+    rows = [pair("Guest:", " bread" * 90, " bread" * 70), pair("Guest:", " ale", " ale ale")]
+    scored = score_preferences(model, rows, max_length=16, cut=True)
+    assert [len(sequence) for sequence in scored.sequences[:2]] == [16, 16]
+    prompt = len(model.encode("Guest:", "")) - 1
+    assert scored.lengths[0][0] == len(model.encode("Guest:", " bread" * 90)) - prompt
+    assert judge(scored).figures["longer_accuracy"] == 0.5
+
+
 def test_an_audit_finds_what_was_planted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
