@@ -85,16 +85,17 @@ def test_a_learning_curve_of_two_shares_judged_alike(trained: Path, tmp_path: Pa
     assert points[0]["rows"] * 4 == points[1]["rows"]
     assert points[0]["pairs"] == points[1]["pairs"]
     runs = [tmp_path / f"more-share-{share}" for share in ("0.25", "1")]
-    assert [rows(run / "metrics.jsonl", stage="reward")[-1]["step"] for run in runs] == [3, 12]
+    assert [rows(run / "metrics.jsonl", stage="reward")[-1]["step"] for run in runs] == [4, 12]
     for point, run in zip(points, runs, strict=True):
         assert (
             point["accuracy"] == json.loads((run / "summary.json").read_text())["stages"]["reward"]["heldout_accuracy"]
         )
     assert f"{points[1]['accuracy']:.3f}" in told
     assert "What more labels bring" in (tmp_path / "more-curve" / "learning_curve.html").read_text()
-    stamps = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
+    judged = [run / "reward_model" / "evaluation.json" for run in runs]
+    stamps = [path.stat().st_mtime_ns for path in judged]
     succeed("reward", "curve", str(QUICKSTART), *start, "--share", "1", "--share", "0.25", "--resume")
-    assert stamps == [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
+    assert stamps == [path.stat().st_mtime_ns for path in judged]
 
 
 def test_scores_that_cannot_be_had_stop_the_run_with_the_cause(ppo_only: list[str], functions: Path) -> None:
