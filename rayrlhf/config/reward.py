@@ -90,3 +90,11 @@ class RewardConfig(SupervisedConfig):
                 f"models or of heads"
             )
         return self
+
+    @model_validator(mode="after")
+    def _balance_needs_pairs(self) -> "RewardConfig":
+        if self.length_balance and self.loss.kind in ("plackett_luce", "regression", "binary"):
+            raise ValueError(
+                f"reward.length_balance weighs pairs, and reward.loss.kind={self.loss.kind} learns from none: set it to 0"
+            )
+        return self

@@ -13,9 +13,9 @@ def merge_pairs(records: Sequence[Preference]) -> list[Preference]:
 
     A ranking says that each response of a group beats each one of the groups below, so the pairs must say so too, by
     themselves or through others (a over b, b over c). Where they leave that open or contradict each other they stay
-    pairs. Responses of one group were not compared: `reward.loss.learn_ties=false` keeps a loss from calling them equal.
-    Each text is then run once a step, not once a pair, and a prompt with many pairs weighs no more than another (Ouyang
-    et al. 2022, section 3.5). Probability and weight are the means over the pairs.
+    pairs, as do those with margins. Responses of one group were not compared: `reward.loss.learn_ties=false` keeps a
+    loss from calling them equal. Each text is then run once a step, not once a pair, and a prompt with many pairs weighs
+    no more than another (Ouyang et al. 2022, section 3.5). Probability and weight are the means over the pairs.
     """
     groups: dict[str, list[Preference]] = {}
     for number, record in enumerate(records):
@@ -25,7 +25,7 @@ def merge_pairs(records: Sequence[Preference]) -> list[Preference]:
 
 
 def _merged(pairs: Sequence[Preference]) -> Sequence[Preference]:
-    if len(pairs) == 1:
+    if len(pairs) == 1 or any(record.margin for record in pairs):
         return pairs
     known: dict[str, Response] = {r.text: r for record in pairs for r in record.responses}
     number = {text: i for i, text in enumerate(known)}
@@ -33,7 +33,7 @@ def _merged(pairs: Sequence[Preference]) -> Sequence[Preference]:
     if ranking is None:
         return pairs
     means = {name: sum(getattr(r, name) for r in pairs) / len(pairs) for name in ("probability", "weight")}
-    return [replace(pairs[0], responses=tuple(known.values()), ranking=ranking, margin=0.0, **means)]
+    return [replace(pairs[0], responses=tuple(known.values()), ranking=ranking, **means)]
 
 
 def _ranking(wins: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, ...], ...] | None:

@@ -13,7 +13,7 @@ import ray
 from rayrlhf.actors.calls import resolve, together
 from rayrlhf.actors.cluster import cluster_nodes, room_for
 from rayrlhf.actors.placement import actor_options
-from rayrlhf.config import RunConfig
+from rayrlhf.config import LearnerConfig, RunConfig
 from rayrlhf.errors import ConfigError
 from rayrlhf.learner.build import build_reward
 from rayrlhf.learner.process_group import Ranks
@@ -33,9 +33,11 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
     names = tracks(config, "reward")
     nodes = cluster_nodes()
     fitting = room_for(config.learner, nodes, device=context.device, processes=config.learner.processes)
-    together_now = max(1, min(fitting, len(names)))
-    at_once = asyncio.Semaphore(together_now)
-    member_context = _sharing_cores(context, sum(n.resources.get("CPU", 0.0) for n in nodes) / together_now)
+    groups = max(1, min(fitting, len(names)))
+    at_once = asyncio.Semaphore(groups)
+    cores = sum(node.resources.get("CPU", 0.0) for node in nodes) / groups
+    learner = config.learner.model_copy(update={"threads": threads_of_each(config.learner, cores)})
+    sharing = replace(context, config=config.model_copy(update={"learner": learner}))
 
     async def member(number: int, track: str) -> Trained | None:
         output = folder.trained(track)
@@ -43,9 +45,7 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
             return None
         async with at_once:
             build = partial(_build, base_dir=base_dir, member=number)
-            return await train(
-                member_context, track, config.reward, build, output=output, keep_best=config.reward.keep_best
-            )
+            return await train(sharing, track, config.reward, build, output=output, keep_best=config.reward.keep_best)
 
     trained = await together(*(member(number, track) for number, track in enumerate(names)))
     building = folder.root / "checkpoints" / "reward_model"
@@ -62,12 +62,9 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
     }
 
 
-def _sharing_cores(context: RunContext, cores: float) -> RunContext:
-    """The context of members that have `cores` each: more threads than cores would wait for one another."""
-    learner = context.config.learner
-    threads = max(1, min(learner.compute_threads, int(cores) // learner.processes))
-    shared = context.config.model_copy(update={"learner": learner.model_copy(update={"threads": threads})})
-    return replace(context, config=shared)
+def threads_of_each(learner: LearnerConfig, cores: float) -> int:
+    """Threads of a process of a group that has `cores`: more threads than cores would wait for one another."""
+    return max(1, min(learner.compute_threads, int(cores) // learner.processes))
 
 
 def _build(config: RunConfig, ranks: Ranks, *, base_dir: str, member: int) -> SupervisedLearner:

@@ -77,7 +77,7 @@ def curve_rows(points: Sequence[Row]) -> list[list[str]]:
     return [
         [
             f"{point['rows']:,}",
-            f"{point['accuracy']:.3f} ({point['accuracy_low']:.3f} to {point['accuracy_high']:.3f})",
+            f"{number(point['accuracy'])} ({number(point['accuracy_low'])} to {number(point['accuracy_high'])})",
             number(point["balanced_accuracy"]),
             number(point["nll"]),
         ]

@@ -86,7 +86,7 @@ def course(run: Path) -> np.ndarray:
 
 
 def figures(courses: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """Of each arm the mean gold at its start, peak and end, and the share of the gain that is left."""
+    """Of each arm and seed gold at its start, peak and end, and the share of the gain that is left."""
     found = {}
     for arm, runs in courses.items():
         gold = np.array([run[:, 2] for run in runs])

@@ -81,6 +81,10 @@ def test_contradictions_name_the_key_and_the_value(override: str, sentence: str)
 def test_rules_of_two_keys() -> None:
     told = refuse("reward.members=2", "reward.heads=4")
     assert "reward.members=2 and reward.heads=4 exclude each other" in told
+    told = refuse("reward.length_balance=0.5", "reward.loss.kind=plackett_luce")
+    assert (
+        "reward.length_balance weighs pairs, and reward.loss.kind=plackett_luce learns from none: set it to 0" in told
+    )
     told = refuse("reward.loss.kind=rao_kupper", "reward.loss.tie_parameter=1.0")
     assert "tie_parameter=1 must be above 1 for rao_kupper" in told
     told = refuse("ppo.guard.judge=/a", "ppo.rewards=[{kind: model, path: /a}]")

@@ -38,6 +38,11 @@ def test_pairs_that_leave_something_open_or_contradict_each_other_stay(wins: lis
     assert merge_pairs(pairs(*wins)) == pairs(*wins)
 
 
+def test_pairs_with_margins_stay() -> None:
+    records = [pair("p", "a", "r", margin=2.0), pair("p", "r", "b")]
+    assert merge_pairs(records) == records
+
+
 def test_prompts_stay_apart_in_order_and_carry_means() -> None:
     first, other = pair("p", "a", "r", probability=0.8, weight=2.0), pair("q", "a", "r")
     second, rated = pair("p", "r", "b", probability=0.6, weight=1.0), Preference(prompt="p", responses=())
