@@ -112,6 +112,8 @@ class PreferenceExample:
     """K full sequences (prompt and response) of one prompt, and what is known about them; one entry a response."""
 
     sequences: tuple[Int32[np.ndarray, "_"], ...]
+    lengths: tuple[int, ...]
+    """Tokens of each sequence before it was cut at reward.max_length."""
     prompt_length: int
     ranks: tuple[int, ...]
     """0 is the best, equal ranks are ties, -1 is not ranked."""

@@ -94,8 +94,8 @@ def tokenize_preferences(
             f"{len(encoded) - len(kept)} of {len(encoded)} preferences have more than {limit} tokens and are left out"
         )
         print(f"rayrlhf: {told} (reward.overlong=drop).", file=sys.stderr)
-    if overlong == "cut" and (cut := sum(example.longest == limit for example in kept)):
-        told = f"about {cut} of {len(kept)} preferences have a response cut at {limit} tokens"
+    if overlong == "cut" and (cut := sum(max(example.lengths) > limit for example in kept)):
+        told = f"{cut} of {len(kept)} preferences have a response cut at {limit} tokens"
         print(f"rayrlhf: {told} (reward.overlong=cut).", file=sys.stderr)
     return kept
 
@@ -105,8 +105,10 @@ def encode_preference(
 ) -> PreferenceExample:
     """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
     prompt = encode_prompt(tokenizer, row.prompt) if row.prompt else np.zeros(0, dtype=np.int32)
+    whole = [np.concatenate([prompt, encode_response(tokenizer, response.text)]) for response in row.responses]
     return PreferenceExample(
-        sequences=tuple(np.concatenate([prompt, encode_response(tokenizer, r.text)])[:cut] for r in row.responses),
+        sequences=tuple(sequence[:cut] for sequence in whole),
+        lengths=tuple(len(sequence) for sequence in whole),
         prompt_length=len(prompt),
         ranks=row.ranks,
         ratings=tuple(float("nan") if r.rating is None else r.rating for r in row.responses),

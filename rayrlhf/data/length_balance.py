@@ -13,9 +13,9 @@ _STRATA = 8
 def balance_lengths(rows: Sequence[PreferenceExample], *, strength: float) -> list[PreferenceExample]:
     """The rows with pair weights under which, among pairs of like length difference, the longer wins half of the weight.
 
-    The strict pairs of all rows are put into strata of equal size by |difference in tokens|; in each, those that the
-    longer response wins and those that it loses get the same total (inverse-propensity weights to the power `strength`;
-    the mean stays 1). Pairs of equal length keep their weight.
+    The strict pairs of all rows are put into strata of equal size by |difference in tokens|, counted before the cut; in
+    each, those that the longer response wins and those that it loses get the same total (inverse-propensity weights to
+    the power `strength`; the mean stays 1). Pairs of equal length keep their weight.
     """
     longer_by = [_longer_by(row) for row in rows]
     differences = np.concatenate([own[~np.isnan(own)] for own in longer_by]) if rows else np.zeros(0)
@@ -36,7 +36,7 @@ def balance_lengths(rows: Sequence[PreferenceExample], *, strength: float) -> li
 
 def _longer_by(row: PreferenceExample) -> np.ndarray:
     """[K, K]: tokens by which response i is longer than response j, where i is the better; NaN elsewhere."""
-    lengths, ranks = np.array([len(sequence) for sequence in row.sequences], dtype=float), np.array(row.ranks)
+    lengths, ranks = np.array(row.lengths, dtype=float), np.array(row.ranks)
     better = (ranks[:, None] < ranks[None, :]) & (ranks[:, None] >= 0)
     return np.where(better, lengths[:, None] - lengths[None, :], np.nan)
 

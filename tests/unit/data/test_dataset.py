@@ -323,4 +323,5 @@ def test_overlong_preferences_are_dropped_or_cut_and_told(
     assert [[len(ids) for ids in example.sequences] for example in found] == lengths
     if overlong == "cut":
         assert found[1].sequences[1][-1] != tokenizer.eos_token_id
+        assert found[1].lengths == (2, 10)
     assert f"reward.overlong={overlong}" in capfd.readouterr().err

@@ -135,6 +135,7 @@ def pairs(count: int, *, seed: int) -> list[PreferenceExample]:
 def preference(sequences: tuple[np.ndarray, ...], **known: Any) -> PreferenceExample:
     unknown = (float("nan"),) * len(sequences)
     facts: dict[str, Any] = {"ranks": (-1,) * len(sequences), "ratings": unknown, "labels": unknown}
+    facts |= {"lengths": tuple(len(sequence) for sequence in sequences)}
     return PreferenceExample(sequences=sequences, prompt_length=1, **(facts | known))
 
 

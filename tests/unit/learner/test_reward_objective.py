@@ -1,6 +1,7 @@
 """Rankings, ties, ratings and several heads, from rows to gradients."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,8 @@ def test_balanced_lengths_give_half_of_the_weight_to_each_side() -> None:
         assert weights.mean() == pytest.approx(1.0)
     halfway = pair_weights(balance_lengths(rows, strength=0.5))
     assert 0.5 < halfway[wins].sum() / halfway.sum() < wins.mean()
+    cut = [replace(row, sequences=tuple(sequence[:2] for sequence in row.sequences)) for row in rows]
+    assert pair_weights(balance_lengths(cut, strength=0.5)) == pytest.approx(halfway)
 
 
 def test_balanced_lengths_weigh_each_pair_of_a_ranking_as_if_it_stood_alone() -> None:
