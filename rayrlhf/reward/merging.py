@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -11,10 +11,11 @@ Result = TypeVar("Result")
 
 
 class MergingBatcher(Generic[Item, Result]):
-    """Whoever finds the scorer free takes everything that is waiting along; the others wait for their share.
+    """Whenever the scorer is free it takes everything that is waiting; each caller gets its share.
 
     There is no timer: while nobody else asks, a request runs at once, and under load batches grow by themselves. Order is
-    kept within a request. A failure goes to every caller whose request was in the batch.
+    kept within a request. A failure goes to every caller whose request was in the batch. All batches run in one thread:
+    each further thread that computes would keep memory and worker threads of its own.
     """
 
     def __init__(self, run: Callable[[list[Item]], list[Result]], *, max_items: int) -> None:
@@ -22,7 +23,7 @@ class MergingBatcher(Generic[Item, Result]):
         self._max_items = max_items
         self._waiting: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
         self._guard = threading.Lock()
-        self._busy = threading.Lock()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="merged")
         self.batches = 0
 
     def submit(self, items: Sequence[Item]) -> list[Result]:
@@ -30,14 +31,13 @@ class MergingBatcher(Generic[Item, Result]):
         mine: Future[list[Result]] = Future()
         with self._guard:
             self._waiting.append((items, mine))
-        while not mine.done():
-            with self._busy:
-                if not mine.done():
-                    self._work()
+        self._worker.submit(self._work)
         return mine.result()
 
     def _work(self) -> None:
         taken = self._take()
+        if not taken:
+            return
         try:
             results = self._run([item for items, _ in taken for item in items])
         except BaseException as error:  # noqa: BLE001 - it belongs to those who wait
