@@ -218,6 +218,8 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             generation_config="vllm",
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": TRANSFER_BACKEND},
+            # A prompt read in parts draws a token too many, which vLLM takes back from CUDA's generators alone.
+            enable_chunked_prefill=False if device == "cpu" else None,
             enable_prefix_caching=rollout.prefix_caching,
             enforce_eager=runs_eagerly(rollout, device=device),
             max_num_seqs=rollout.max_num_seqs,

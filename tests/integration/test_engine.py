@@ -43,6 +43,8 @@ class Drawn:
     alone: list[Trajectory]
     reversed: list[Trajectory]
     nearly_full: list[Trajectory]
+    many: list[Trajectory]
+    many_alone: list[Trajectory]
     nothing: list[Trajectory]
     refusals: list[str]
     after_refusals: list[Trajectory]
@@ -61,6 +63,8 @@ def complaint(engine: RolloutEngine, requests: list[RolloutRequest]) -> str:
 
 def draw(policy: Path) -> Drawn:
     requests = short_requests()
+    # More tokens of prompts than vLLM takes in one step: it would read some of them in parts.
+    many = lab.requests(prompts=48, samples=1, length=lab.MAX_LENGTH - 4, seed=3)
     with lab.engine(policy, max_new_tokens=NEW_TOKENS) as engine:
         bad = [[9] * lab.MAX_LENGTH, [], [9, lab.VOCAB], [9, -1]]
         drawn = Drawn(
@@ -69,6 +73,8 @@ def draw(policy: Path) -> Drawn:
             alone=[row for request in requests[:4] for row in engine.generate([request])],
             reversed=engine.generate(requests[::-1])[::-1],
             nearly_full=engine.generate(nearly_full()),
+            many=engine.generate(many),
+            many_alone=[row for request in many for row in engine.generate([request])],
             nothing=engine.generate([]),
             refusals=[complaint(engine, [requests[0], with_prompt(ids)]) for ids in bad],
             after_refusals=engine.generate(requests),
@@ -117,6 +123,10 @@ def test_a_request_draws_the_same_tokens_whenever_and_beside_whomever_it_comes(d
     assert same(drawn.first, drawn.second)
     assert same(drawn.first, drawn.reversed)
     assert same(drawn.first[:4], drawn.alone)
+
+
+def test_more_prompts_than_one_step_takes_draw_what_each_draws_alone(drawn: Drawn) -> None:
+    assert same(drawn.many, drawn.many_alone)
 
 
 def test_samples_of_one_prompt_differ(drawn: Drawn) -> None:
