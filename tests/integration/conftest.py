@@ -20,6 +20,7 @@ TINY = [
     "data.task.preferences=400",
     "sft.max_steps=12",
     "reward.max_steps=12",
+    "reward.members=1",
     "ppo.updates=3",
     "ppo.prompts_per_step=8",
     "ppo.samples_per_prompt=2",

@@ -1,14 +1,17 @@
 """Rewards of several kinds in the real loop, and what becomes of a score that cannot be had."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import QUICKSTART, TINY, rayrlhf, rows, succeed
+from rouge_score.rouge_scorer import RougeScorer
 
 pytestmark = pytest.mark.slow
 
+SUMMARIZE = QUICKSTART.with_name("summarize_rouge.yaml")
 FUNCTIONS = """
 import pathlib
 import zlib
@@ -96,6 +99,27 @@ def test_a_learning_curve_of_two_shares_judged_alike(trained: Path, tmp_path: Pa
     stamps = [path.stat().st_mtime_ns for path in judged]
     succeed("reward", "curve", str(QUICKSTART), *start, "--share", "1", "--share", "0.25", "--resume")
     assert stamps == [path.stat().st_mtime_ns for path in judged]
+
+
+def test_summaries_are_rewarded_by_rouge_against_their_references(tmp_path: Path) -> None:
+    things, states = ("harbour", "mill", "chapel", "bridge", "ferry"), ("closed", "flooded", "burnt", "sold")
+    documents = {
+        f"We came by the {a}, which was {p}, and saw that the {b} was {q}.\nSummary: ": f"{a} {p}, {b} {q}"
+        for a, b in itertools.permutations(things, 2)
+        for p, q in itertools.product(states, repeat=2)
+    }
+    lines = (json.dumps({"prompt": prompt, "response": summary}) for prompt, summary in documents.items())
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    small = [option for option in TINY if not option.startswith("data.task")]
+    succeed("run", str(SUMMARIZE), *small, f"data.root={tmp_path}", f"output_dir={tmp_path}", "name=short")
+    scored = [row for row in rows(tmp_path / "short" / "samples.jsonl") if row["stage"] in ("ppo", "eval")]
+    rouge = RougeScorer(["rougeL"])
+    wanted = [rouge.score(documents[row["prompt"]], row["response"])["rougeL"].fmeasure for row in scored]
+    assert [row["score"] for row in scored] == pytest.approx(wanted)
+    assert max(wanted) > min(wanted)
+    heldout = {row["prompt"] for row in scored if row["stage"] == "eval"}
+    assert heldout
+    assert not heldout & {row["prompt"] for row in scored if row["stage"] == "ppo"}
 
 
 def test_scores_that_cannot_be_had_stop_the_run_with_the_cause(ppo_only: list[str], functions: Path) -> None:
