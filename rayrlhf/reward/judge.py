@@ -70,7 +70,10 @@ def score_preferences(
     if not kept:
         raise DataError(f"None of the {len(rows)} preferences fits into {max_length} tokens.")
     flat = [sequence for i in kept for sequence in encoded[i]]
-    scores = model.score(flat)
+    # A text may be a side of many pairs; it is scored once.
+    texts = np.array([sequence.tobytes() for sequence in flat], dtype=object)
+    _, first, place = np.unique(texts, return_index=True, return_inverse=True)
+    scores = model.score([flat[i] for i in first])[place]
     cuts = np.cumsum([len(encoded[i]) for i in kept])[:-1]
     prompts = [len(model.encode(rows[i].prompt, "")) - 1 for i in kept]
     return ScoredPreferences(

@@ -80,6 +80,20 @@ def test_responses_too_long_for_the_model_are_left_out_and_counted(tmp_path: Pat
         score_preferences(model, [long], max_length=64)
 
 
+def test_a_text_in_many_pairs_is_scored_once_and_stands_in_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(packaged(tmp_path / "reward_model"))
+    rows = [pair("Guest:", " ale", f" bread {word}") for word in ("and", "fire", "and")]
+    alone = [model.score([model.encode("Guest:", r.text) for r in row.responses]) for row in rows]
+    asked: list[int] = []
+    score = model.score
+    monkeypatch.setattr(model, "score", lambda sequences: asked.append(len(sequences)) or score(sequences))
+    found = score_preferences(model, rows, max_length=64).scores
+    assert asked == [3]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
 def test_a_response_read_in_part_counts_with_its_whole_length(tmp_path: Path) -> None:
     model = load(packaged(tmp_path / "reward_model"))
     rows = [pair("Guest:", " bread" * 90, " bread" * 70), pair("Guest:", " ale", " ale ale")]
