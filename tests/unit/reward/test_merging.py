@@ -71,8 +71,11 @@ def test_a_failure_reaches_everyone_in_its_batch_and_nobody_else() -> None:
     assert batcher.submit([]) == []
 
 
-def test_under_load_nothing_is_lost_or_exchanged() -> None:
+def test_under_load_nothing_is_lost_or_exchanged_and_one_thread_works() -> None:
+    workers = set()
+
     def run(items: list[int]) -> list[int]:
+        workers.add(threading.get_ident())
         time.sleep(0.001)
         return [item + 1 for item in items]
 
@@ -81,3 +84,4 @@ def test_under_load_nothing_is_lost_or_exchanged() -> None:
         requests = [list(range(i, i + i % 7)) for i in range(300)]
         assert list(threads.map(batcher.submit, requests)) == [[x + 1 for x in request] for request in requests]
     assert batcher.batches < 300
+    assert len(workers) == 1
