@@ -121,7 +121,7 @@ def draw(courses: dict[str, list[np.ndarray]], path: Path) -> None:
             axis.set_xlabel("√KL to the reference, √nats per response")
             axis.set_ylabel(label if column == 2 else "proxy: gain, in its own spread")
             axis.grid(color="#e3e7ef")
-        figure.axes[0].legend(frameon=False)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=80)
+    parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--preferences", type=int, default=24000)
     parser.add_argument("--penalty", type=float, default=2.0)
     parser.add_argument("--kl", type=float, default=0.06)
