@@ -64,6 +64,17 @@ def longer_accuracy(longer_by: Column) -> float:
     return float(right(longer_by).mean())
 
 
+def length_slope(
+    scores: Float[np.ndarray, " n"], lengths: Int[np.ndarray, " n"], prompt: Int[np.ndarray, " n"]
+) -> float:
+    """Score a unit of ln(1 + length), by least squares within prompts; 0 where no prompt has responses of two lengths."""
+    own = np.stack([np.log1p(lengths), scores])
+    counts = np.bincount(prompt)
+    centred = own - np.stack([np.bincount(prompt, weights=row)[prompt] for row in own]) / counts[prompt]
+    variance = float((centred[0] ** 2).sum())
+    return float((centred[0] * centred[1]).sum()) / variance if variance > 1e-12 else 0.0
+
+
 def nll(difference: Column, probability: Column, temperature: float = 1.0) -> float:
     """Mean negative log-likelihood, in nats, of labels that are right with `probability`, under sigmoid(d / T)."""
     scaled = difference / temperature

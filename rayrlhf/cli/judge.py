@@ -9,6 +9,7 @@ from rayrlhf.cli.errors import clear_errors, quiet_libraries
 
 ModelDir = Annotated[Path, typer.Argument(help="A reward model's directory, such as RUN/reward_model.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+LengthShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of length's part to take out of the scores.")]
 Probability = Annotated[str, typer.Option(help="Field with the probability that the stated order is right.")]
 
 evaluate = typer.Typer(no_args_is_help=True, help="Judge a reward model.")
@@ -21,6 +22,9 @@ def evaluate_reward(
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Leave out rows longer than this many tokens.")] = None,
     cut: Annotated[bool, typer.Option(help="Read longer rows as far as that, instead of leaving them out.")] = False,
+    length_correction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of length's part taken out of the scores.")
+    ] = 0.0,
     probability_key: Probability = "probability",
     limit: Annotated[int | None, typer.Option(help="Judge by this many rows at most.")] = None,
     device: Device = "cpu",
@@ -36,8 +40,9 @@ def evaluate_reward(
 
         rows = _preferences(data, probability_key=probability_key, limit=limit)
         model = RewardModel(str(model_dir), device=device, dtype="auto", micro_batch_tokens=8192)
-        length = max_length or load_stats(model_dir).max_length
-        found = judge(score_preferences(model, rows, max_length=length, cut=cut))
+        stats = load_stats(model_dir)
+        scored = score_preferences(model, rows, max_length=max_length or stats.max_length, cut=cut)
+        found = judge(scored.less_length(stats, length_correction), None if length_correction else stats)
         folder = output or Path(f"{model_dir.name}-{data.name.split('.')[0]}")
         folder.mkdir(parents=True, exist_ok=True)
         figures = save_judged(found, folder)

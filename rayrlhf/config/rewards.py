@@ -28,6 +28,9 @@ class ModelReward(_Term):
     """How the standardised members of an ensemble become one score: their mean, the worst, or the mean less `penalty`
     times their standard deviation or variance."""
     penalty: float = Field(default=1.0, ge=0.0)
+    length_correction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the part that a response's length explains of its score, within a prompt, that is taken out of the score;
+    evaluation.json says what each share does to the accuracy."""
 
 
 class MetricReward(_ScaledTerm):

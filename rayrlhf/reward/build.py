@@ -58,6 +58,7 @@ def _weighted(
             penalty=term.penalty,
             policy_tokenizer=tokenizer,
             standardize=len(config.ppo.rewards) > 1,
+            length_correction=term.length_correction,
         )
         return WeightedTerm(term=built, weight=term.weight)
     scale = {"weight": term.weight, "mean": term.mean, "std": term.std}

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from rayrlhf.algorithms import preference_metrics as metrics
 from rayrlhf.data.schema import Preference
 from rayrlhf.errors import DataError
 from rayrlhf.reward.model import RewardModel
+from rayrlhf.reward.stats import RewardStats
 
 EVALUATION_FILE = "evaluation.json"
 _QUARTERS = 4
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _POINTS = 400
 """Responses kept for the plot of score against length."""
 
@@ -33,6 +35,18 @@ class ScoredPreferences:
     """[K] response tokens of each row, those included that the model did not read."""
     left_out: int
     """Rows with a response longer than the model reads."""
+
+    @property
+    def prompt_of_each(self) -> np.ndarray:
+        """The number of its prompt for each response of all rows, one after the other."""
+        numbers: dict[str, int] = {}
+        rows = [numbers.setdefault(_prompt_key(row), len(numbers)) for row in self.rows]
+        return np.repeat(rows, [len(own) for own in self.lengths])
+
+    def less_length(self, stats: RewardStats, share: float) -> "ScoredPreferences":
+        """The same with a share of what length explains taken out of the scores."""
+        pairs = zip(self.scores, self.lengths, strict=True)
+        return replace(self, scores=[stats.less_length(scores, lengths, share) for scores, lengths in pairs])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +89,17 @@ def score_preferences(
     _, first, place = np.unique(texts, return_index=True, return_inverse=True)
     scores = model.score([flat[i] for i in first])[place]
     cuts = np.cumsum([len(encoded[i]) for i in kept])[:-1]
-    prompts = [len(model.encode(rows[i].prompt, "")) - 1 for i in kept]
     return ScoredPreferences(
         rows=[rows[i] for i in kept],
         sequences=flat,
         scores=np.split(scores, cuts),
-        lengths=[np.array([len(s) - prompt for s in whole[i]]) for i, prompt in zip(kept, prompts, strict=True)],
+        lengths=[np.array([model.response_length(rows[i].prompt, sequence) for sequence in whole[i]]) for i in kept],
         left_out=len(rows) - len(kept),
     )
 
 
-def judge(scored: ScoredPreferences) -> Judged:
-    """Every figure of an evaluation that the preferences allow."""
+def judge(scored: ScoredPreferences, stats: RewardStats | None = None) -> Judged:
+    """Every figure of an evaluation that the preferences allow; those of the length correction take the model's `stats`."""
     pairs = pairs_of(scored)
     figures: dict[str, Any] = {
         "rows": len(scored.rows),
@@ -98,6 +111,8 @@ def judge(scored: ScoredPreferences) -> Judged:
     }
     if len(pairs.difference):
         figures |= _ordering(pairs) | _calibration(pairs)
+        if stats is not None:
+            figures |= _less_length(scored, stats)
         if figures["members"] > 1:
             figures |= _disagreement(pairs)
     figures |= _best_of_k(scored) | _best_of_n(scored)
@@ -149,6 +164,21 @@ def _ordering(pairs: Pairs) -> dict[str, Any]:
             if len(part)
         ],
     }
+
+
+def _less_length(scored: ScoredPreferences, stats: RewardStats) -> dict[str, Any]:
+    """What the order of pairs would be with more and more of length's part taken out of the scores."""
+    found = []
+    for share in _SHARES:
+        pairs = pairs_of(scored.less_length(stats, share))
+        found.append(
+            {
+                "share": share,
+                "accuracy": float(metrics.right(pairs.difference).mean()),
+                "balanced_accuracy": metrics.balanced_accuracy(pairs.difference, pairs.longer_by),
+            }
+        )
+    return {"less_length": found}
 
 
 def _by_length(pairs: Pairs) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class RewardModel:
         body = encode_response(self.tokenizer, response)
         return np.concatenate([head, body if finished else body[:-1]])
 
+    def response_length(self, prompt: PromptText, sequence: np.ndarray) -> int:
+        """Tokens of a sequence after its prompt's."""
+        return len(sequence) - (len(encode_prompt(self.tokenizer, prompt)) if prompt else 0)
+
     def score(self, sequences: Sequence[np.ndarray]) -> Float[np.ndarray, "n members"]:
         """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length."""
         scores = np.empty((len(sequences), self.members), dtype=np.float32)
@@ -88,13 +92,17 @@ class ModelTerm:
         penalty: float,
         policy_tokenizer: PreTrainedTokenizerBase,
         standardize: bool,
+        length_correction: float = 0.0,
     ) -> None:
         self.name = f"model {Path(model.directory).name}"
         self._model = model
         self._combination = combination
         self._penalty = penalty
         self._ensemble = model.members > 1
-        self._stats = load_stats(model.directory) if self._ensemble or standardize else None
+        self._length_correction = length_correction
+        self._standardize = standardize
+        needs_stats = self._ensemble or standardize or length_correction > 0.0
+        self._stats = load_stats(model.directory) if needs_stats else None
         own = model.tokenizer
         self._reads_policy_tokens = (
             own.get_vocab() == policy_tokenizer.get_vocab() and own.chat_template == policy_tokenizer.chat_template
@@ -112,9 +120,14 @@ class ModelTerm:
             raise ModelError(
                 f"The reward model {self._model.directory} gave sample {requests[bad[0]].name} the score {raw[bad[0]]}."
             )
+        if self._length_correction:
+            assert self._stats is not None
+            lengths = [self._model.response_length(r.prompt, s) for r, s in zip(requests, sequences, strict=True)]
+            raw = self._stats.less_length(raw, np.array(lengths), self._length_correction)
         if not self._ensemble:
             values = raw[:, 0]
-            if self._stats is not None:
+            if self._standardize:
+                assert self._stats is not None
                 values = (values - self._stats.scale.mean) / max(self._stats.scale.std, 1e-6)
             return [TermScore(value=value) for value in values.tolist()]
         assert self._stats is not None

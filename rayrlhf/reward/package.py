@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rayrlhf.algorithms.preference_metrics import fit_temperature
+from rayrlhf.algorithms.preference_metrics import fit_temperature, length_slope
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_preferences
 from rayrlhf.errors import ModelError
-from rayrlhf.reward.judge import Judged, judge, save_judged, score_preferences
+from rayrlhf.reward.judge import ScoredPreferences, judge, pairs_of, save_judged, score_preferences
 from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.stats import Probe, RewardStats, Scale, template_digest
 
@@ -25,22 +25,23 @@ def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]
     heldout = load_preferences(config).heldout
     max_length = config.reward_max_length
     cut = config.reward.overlong == "cut"
-    judged = judge(score_preferences(model, heldout, max_length=max_length, cut=cut))
-    stats_of(model, judged, max_length=max_length).save(Path(directory))
-    return save_judged(judged, Path(directory))
+    scored = score_preferences(model, heldout, max_length=max_length, cut=cut)
+    stats = stats_of(model, scored, max_length=max_length)
+    stats.save(Path(directory))
+    return save_judged(judge(scored, stats), Path(directory))
 
 
-def stats_of(model: RewardModel, judged: Judged, *, max_length: int) -> RewardStats:
-    """The sidecar, from the scores of an evaluation."""
-    raw = np.concatenate(judged.scored.scores)
-    pairs = judged.pairs
+def stats_of(model: RewardModel, scored: ScoredPreferences, *, max_length: int) -> RewardStats:
+    """The sidecar, from the scores of the held-out preferences."""
+    raw = np.concatenate(scored.scores)
+    pairs = pairs_of(scored)
     return RewardStats(
-        scale=_scale(raw.mean(1)),
-        members=[_scale(raw[:, column]) for column in range(raw.shape[1])],
+        scale=_scale(raw.mean(1), scored),
+        members=[_scale(raw[:, column], scored) for column in range(raw.shape[1])],
         temperature=fit_temperature(pairs.difference, pairs.probability) if len(pairs.difference) else 1.0,
         max_length=max_length,
         template=template_digest(model.tokenizer),
-        probes=_probes(model, judged.scored.sequences, raw),
+        probes=_probes(model, scored.sequences, raw),
     )
 
 
@@ -61,5 +62,6 @@ def _probes(model: RewardModel, sequences: Sequence[np.ndarray], raw: np.ndarray
     return found
 
 
-def _scale(scores: np.ndarray) -> Scale:
-    return Scale(mean=float(scores.mean()), std=float(scores.std()))
+def _scale(scores: np.ndarray, scored: ScoredPreferences) -> Scale:
+    slope = length_slope(scores, np.concatenate(scored.lengths), scored.prompt_of_each)
+    return Scale(mean=float(scores.mean()), std=float(scores.std()), length_slope=slope)

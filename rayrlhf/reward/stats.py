@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination, combine, standardized
@@ -18,10 +18,12 @@ STATS_FILE = "reward_stats.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Mean and standard deviation of raw scores over the reference set."""
+    """Mean and standard deviation of raw scores over the reference set, and how they grow with length."""
 
     mean: float
     std: float
+    length_slope: float
+    """Score a unit of ln(1 + response tokens), within prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,13 @@ class RewardStats:
         """The scores of an ensemble, its members standardised, as one a row, and their spread."""
         means, stds = (np.array([getattr(scale, name) for scale in self.members]) for name in ("mean", "std"))
         return combine(standardized(raw, means, stds), how, penalty=penalty)
+
+    def less_length(
+        self, raw: Float[np.ndarray, "n members"], lengths: Int[np.ndarray, " n"], share: float
+    ) -> Float[np.ndarray, "n members"]:
+        """Raw scores without a share of the part that the response's tokens, `lengths`, explain of each member's."""
+        slopes = np.array([scale.length_slope for scale in self.members])
+        return raw - share * np.log1p(lengths)[:, None] * slopes
 
     def save(self, directory: Path) -> None:
         """Write the file into a model directory."""

@@ -11,6 +11,7 @@ from rayrlhf.telemetry.report_drawing import VIOLET, Drawn, draw_histograms
 from rayrlhf.telemetry.reward_figures import curve_figures, evaluation_figures
 
 Row = dict[str, Any]
+_LESS_LENGTH = ["share", "accuracy", "balanced accuracy"]
 
 
 def write_evaluation_page(path: Path, found: Row, *, model: str, data: str) -> Path:
@@ -23,6 +24,7 @@ def write_evaluation_page(path: Path, found: Row, *, model: str, data: str) -> P
             tiles(_evaluation_tiles(found)),
             figures("What the scores say", evaluation_figures(found)),
             _groups("By length of the better response", found.get("by_length", {})),
+            table("Length's part taken out of the scores", _LESS_LENGTH, less_length_rows(found)),
             _groups("By subset", found.get("by_subset", {})),
         ],
         footer="rayrlhf evaluation, written from evaluation.json.",
@@ -85,6 +87,14 @@ def curve_rows(points: Sequence[Row]) -> list[list[str]]:
     ]
 
 
+def less_length_rows(found: Row) -> list[list[str]]:
+    """Each share of a length correction, with what is then in order."""
+    return [
+        [f"{one['share']:.0%}", f"{one['accuracy']:.1%}", number(one["balanced_accuracy"], "{:.1%}")]
+        for one in found.get("less_length", [])
+    ]
+
+
 def evaluation_rows(found: Row) -> list[list[str]]:
     """The main figures, each with what it means, for a terminal."""
     rows = [["pairs", f"{found['pairs']:,}", f"of {found['prompts']:,} prompts, {found['left_out']:,} rows left out"]]
@@ -111,6 +121,10 @@ def evaluation_rows(found: Row) -> list[list[str]]:
         ["score", f"{number(found['score_mean'])} ± {number(found['score_std'])}", "over all responses"],
         ["spread in a prompt", number(found["within_prompt_std"]), "standard deviation of its responses' scores"],
         ["score and length", number(found["length_spearman"]), "rank correlation"],
+    ]
+    rows += [
+        [f"{share} of length out", accuracy, f"balanced {balanced}"]
+        for share, accuracy, balanced in less_length_rows(found)[1:]
     ]
     if "best_of_k_accuracy" in found:
         rows.append(["best of k", number(found["best_of_k_accuracy"]), "a best response scores highest; ties share"])

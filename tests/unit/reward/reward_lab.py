@@ -11,7 +11,7 @@ from rayrlhf.data.schema import Preference, pair
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.models.export import export_model, export_reward_model
 from rayrlhf.models.load import make_policy, make_reward_model
-from rayrlhf.reward.judge import judge, score_preferences
+from rayrlhf.reward.judge import score_preferences
 from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.package import stats_of
 
@@ -61,8 +61,7 @@ def packaged(directory: Path, *, heads: int = 1, members: int = 1) -> Path:
     for member in range(1, members):
         save_reward_model(directory / "members" / f"{member:02d}", seed=10 + member)
     model = load(directory)
-    judged = judge(score_preferences(model, preferences(), max_length=64))
-    stats_of(model, judged, max_length=64).save(directory)
+    stats_of(model, score_preferences(model, preferences(), max_length=64), max_length=64).save(directory)
     return directory
 
 

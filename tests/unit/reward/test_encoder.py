@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from rayrlhf.data.tokenizer import encode_prompt, load_tokenizer
 from rayrlhf.models.export import export_reward_model
 from rayrlhf.models.load import make_reward_model
-from rayrlhf.reward.judge import judge, score_preferences
+from rayrlhf.reward.judge import score_preferences
 from rayrlhf.reward.package import stats_of
 from rayrlhf.reward.verify import stock_backends, verify
 
@@ -55,6 +55,6 @@ def test_scores_are_those_of_the_stock_model_and_of_every_tool(model: Path) -> N
         wanted = [float(stock(torch.from_numpy(s.astype(np.int64))[None]).logits) for s in scored.sequences]
     assert np.std(wanted) > 0.01
     np.testing.assert_allclose(np.concatenate(scored.scores)[:, 0], wanted, atol=1e-5)
-    stats_of(reward_model, judge(scored), max_length=64).save(model)
+    stats_of(reward_model, scored, max_length=64).save(model)
     found = verify(str(model), stock_backends(), tolerance=1e-4)
     assert [(finding.check, finding.told) for finding in found if not finding.passed] == []

@@ -2,18 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from reward_lab import WORDS, load, packaged, preferences, tokenizer
 
+from rayrlhf.algorithms.preference_metrics import length_slope
 from rayrlhf.data.schema import Preference, Response, pair
 from rayrlhf.errors import DataError
 from rayrlhf.reward.audit import audit
 from rayrlhf.reward.batch import score_file
 from rayrlhf.reward.judge import ScoredPreferences, judge, save_judged, score_preferences
-from rayrlhf.reward.stats import load_stats
+from rayrlhf.reward.stats import Scale, load_stats
 from rayrlhf.telemetry.reward_page import audit_rows, evaluation_rows, write_audit_page, write_evaluation_page
 
 
@@ -61,14 +63,16 @@ def test_best_of_k_shares_ties_as_rewardbench_2_does() -> None:
 def test_an_evaluation_is_a_page_and_rows_for_a_terminal(tmp_path: Path) -> None:
     model = load(packaged(tmp_path / "reward_model", heads=2))
     rows = preferences(40, seed=5)
-    judged = judge(score_preferences(model, rows, max_length=64))
+    judged = judge(score_preferences(model, rows, max_length=64), load_stats(tmp_path / "reward_model"))
     figures = save_judged(judged, tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] == pytest.approx(figures["accuracy"])
     assert figures["members"] == 2
     page = write_evaluation_page(tmp_path / "e.html", figures, model="m", data="d").read_text()
     assert page.count("<svg") >= 5
     assert "http" not in page.split("<body>")[1]
-    assert {row[0] for row in evaluation_rows(figures)} >= {"accuracy", "pick the longer", "disagreement"}
+    shown = {row[0] for row in evaluation_rows(figures)}
+    assert shown >= {"accuracy", "pick the longer", "disagreement", "50% of length out"}
+    assert "Length&#x27;s part taken out of the scores" in page
 
 
 def test_responses_too_long_for_the_model_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -92,6 +96,31 @@ def test_a_text_in_many_pairs_is_scored_once_and_stands_in_each(
     found = score_preferences(model, rows, max_length=64).scores
     assert asked == [3]
     np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_a_length_correction_takes_out_what_length_explains_within_a_prompt(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths, worth = rng.integers(1, 60, size=(40, 3)), rng.normal(size=(40, 3))
+    level = 10.0 * rng.normal(size=(40, 1))
+    rows = [
+        Preference(
+            prompt=f"q{i}",
+            responses=tuple(Response(text=str(k)) for k in range(3)),
+            ranking=tuple((int(k),) for k in np.argsort(-own)),
+        )
+        for i, own in enumerate(worth)
+    ]
+    scores = level + worth + 1.5 * np.log1p(lengths)
+    slope = length_slope(scores.ravel(), lengths.ravel(), np.repeat(np.arange(40), 3))
+    centred = [np.concatenate([own - own.mean() for own in part]) for part in (np.log1p(lengths), scores)]
+    assert slope == pytest.approx(np.linalg.lstsq(centred[0][:, None], centred[1], rcond=None)[0][0])
+    assert length_slope(scores[:, 0], lengths[:, 0], np.arange(40)) == 0.0
+
+    stats = replace(load_stats(packaged(tmp_path / "m")), members=[Scale(mean=0.0, std=1.0, length_slope=slope)])
+    found = judge(by_hand(rows, scores.tolist(), lengths.tolist()), stats).figures["less_length"]
+    assert [one["share"] for one in found] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert found[-1]["accuracy"] > 0.95 > found[0]["accuracy"]
+    assert found[-1]["balanced_accuracy"] > found[0]["balanced_accuracy"] + 0.1
 
 
 def test_a_response_read_in_part_counts_with_its_whole_length(tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ from reward_lab import load, packaged, preferences
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rayrlhf.data.tokenizer import encode_response
 from rayrlhf.errors import ModelError
 from rayrlhf.reward.judge import score_preferences
+from rayrlhf.reward.model import ModelTerm
 from rayrlhf.reward.stats import Probe, load_stats, template_digest
+from rayrlhf.reward.terms import ScoreRequest
 from rayrlhf.reward.verify import Finding, stock_backends, verify
 
 
@@ -138,6 +141,40 @@ def test_members_are_whole_models_and_stock_tools_read_the_first(tmp_path: Path)
     np.testing.assert_allclose(spread, standard.std(1), atol=1e-4)
     np.testing.assert_allclose(score, standard.mean(1) - 0.5 * standard.std(1), atol=1e-4)
     assert failures(directory) == {}
+
+
+def test_as_a_reward_it_leaves_out_the_share_of_length_that_is_asked_for(tmp_path: Path) -> None:
+    directory = packaged(tmp_path / "reward_model", members=2)
+    model, stats = load(directory), load_stats(directory)
+    rows = preferences(12)
+    requests = [
+        ScoreRequest(
+            name=row.origin,
+            prompt=row.prompt,
+            response=row.chosen,
+            token_ids=model.encode(row.prompt, row.chosen),
+            finished=True,
+            reference=None,
+        )
+        for row in rows
+    ]
+    raw = model.score([request.token_ids for request in requests])
+    lengths = np.array([len(encode_response(model.tokenizer, row.chosen)) for row in rows])
+    assert len(set(lengths.tolist())) > 2
+    assert all(abs(scale.length_slope) > 1e-3 for scale in stats.members)
+    wanted = [
+        (raw[:, k] - 0.5 * scale.length_slope * np.log1p(lengths) - scale.mean) / scale.std
+        for k, scale in enumerate(stats.members)
+    ]
+    term = ModelTerm(
+        model,
+        combination="mean",
+        penalty=0.0,
+        policy_tokenizer=model.tokenizer,
+        standardize=False,
+        length_correction=0.5,
+    )
+    np.testing.assert_allclose([score.value for score in term.score(requests)], np.mean(wanted, axis=0), atol=1e-4)
 
 
 def test_a_backend_that_deviates_fails_alone(good: Path) -> None:
