@@ -22,9 +22,7 @@ def evaluate_reward(
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Leave out rows longer than this many tokens.")] = None,
     cut: Annotated[bool, typer.Option(help="Read longer rows as far as that, instead of leaving them out.")] = False,
-    length_correction: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of length's part taken out of the scores.")
-    ] = 0.0,
+    length_correction: LengthShare = 0.0,
     probability_key: Probability = "probability",
     limit: Annotated[int | None, typer.Option(help="Judge by this many rows at most.")] = None,
     device: Device = "cpu",
