@@ -41,25 +41,36 @@ def stats_of(model: RewardModel, scored: ScoredPreferences, *, max_length: int) 
         temperature=fit_temperature(pairs.difference, pairs.probability) if len(pairs.difference) else 1.0,
         max_length=max_length,
         template=template_digest(model.tokenizer),
-        probes=_probes(model, scored.sequences, raw),
+        probes=_probes(model, scored.sequences, max_length=max_length),
     )
 
 
-def _probes(model: RewardModel, sequences: Sequence[np.ndarray], raw: np.ndarray) -> list[Probe]:
-    """Sequences spread over all lengths, with the score that stock tools must give them."""
+def _probes(model: RewardModel, sequences: Sequence[np.ndarray], *, max_length: int) -> list[Probe]:
+    """Texts of all lengths, with the score that stock tools must give them.
+
+    A probe's tokens are those its whole text has: where a prompt and a response meet, they may be others than these two
+    were scored as, one by one.
+    """
     by_length = np.argsort([len(sequence) for sequence in sequences], kind="stable")
-    chosen = by_length[np.unique(np.linspace(0, len(by_length) - 1, _PROBES).round().astype(int))]
-    plain = model.plain(raw)
-    texts = [model.tokenizer.decode(sequences[i], skip_special_tokens=False) for i in chosen]
-    found = [
-        Probe(ids=sequences[i].tolist(), text=text, score=float(plain[i]))
-        for i, text in zip(chosen, texts, strict=True)
-        # A text that its own tokenizer reads otherwise can be scored as tokens, but is no probe of tools that read text.
-        if list(model.tokenizer(text, add_special_tokens=False).input_ids) == sequences[i].tolist()
+    chosen = [
+        sequences[i] for i in by_length[np.unique(np.linspace(0, len(by_length) - 1, _PROBES).round().astype(int))]
     ]
-    if not found:
-        raise ModelError(f"The tokenizer of {model.directory} gives back none of the held-out texts it has encoded.")
-    return found
+    texts = [model.tokenizer.decode(sequence, skip_special_tokens=False) for sequence in chosen]
+    read = [np.array(model.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32) for text in texts]
+    kept = [
+        (ids, text)
+        for ids, text, sequence in zip(read, texts, chosen, strict=True)
+        if 0 < len(ids) <= max_length and ids[-1] == sequence[-1]
+    ]
+    if not kept:
+        raise ModelError(
+            f"The tokenizer of {model.directory} reads none of the held-out texts to the end it has encoded."
+        )
+    scores = model.plain(model.score([ids for ids, _ in kept]))
+    return [
+        Probe(ids=ids.tolist(), text=text, score=score)
+        for (ids, text), score in zip(kept, scores.tolist(), strict=True)
+    ]
 
 
 def _scale(scores: np.ndarray, scored: ScoredPreferences) -> Scale:

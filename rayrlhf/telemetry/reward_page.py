@@ -67,7 +67,9 @@ def write_curve_page(path: Path, points: Sequence[Row], *, run: str) -> Path:
         parts=[
             figures("What more labels bring", curve_figures(points)),
             table(
-                "", ["training rows", "accuracy", "balanced accuracy", "negative log-likelihood"], curve_rows(points)
+                "In numbers",
+                ["training rows", "accuracy", "balanced accuracy", "negative log-likelihood"],
+                curve_rows(points),
             ),
         ],
         footer="rayrlhf reward curve, written from learning_curve.json.",

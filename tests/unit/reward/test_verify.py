@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reward_lab import load, packaged, preferences
+from reward_lab import WORDS, load, packaged, preferences
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rayrlhf.data.schema import pair
 from rayrlhf.data.tokenizer import encode_response
 from rayrlhf.errors import ModelError
 from rayrlhf.reward.judge import score_preferences
 from rayrlhf.reward.model import ModelTerm
+from rayrlhf.reward.package import stats_of
 from rayrlhf.reward.stats import Probe, load_stats, template_digest
 from rayrlhf.reward.terms import ScoreRequest
 from rayrlhf.reward.verify import Finding, stock_backends, verify
@@ -140,6 +142,18 @@ def test_members_are_whole_models_and_stock_tools_read_the_first(tmp_path: Path)
     score, spread = stats.combined(raw, "mean_std", penalty=0.5)
     np.testing.assert_allclose(spread, standard.std(1), atol=1e-4)
     np.testing.assert_allclose(score, standard.mean(1) - 0.5 * standard.std(1), atol=1e-4)
+    assert failures(directory) == {}
+
+
+def test_probes_are_texts_also_where_prompt_and_response_meet_in_one_token(tmp_path: Path) -> None:
+    directory = packaged(tmp_path / "reward_model")
+    model = load(directory)
+    rows = [pair("Guest: ", f"{WORDS[1 + i % 7]} inn {i}", f"{WORDS[1 + i % 5]} bread") for i in range(20)]
+    scored = score_preferences(model, rows, max_length=64)
+    apart = {tuple(sequence.tolist()) for sequence in scored.sequences}
+    stats = stats_of(model, scored, max_length=64)
+    assert not any(tuple(probe.ids) in apart for probe in stats.probes)
+    stats.save(directory)
     assert failures(directory) == {}
 
 
