@@ -93,7 +93,7 @@ def score_preferences(
         rows=[rows[i] for i in kept],
         sequences=flat,
         scores=np.split(scores, cuts),
-        lengths=[np.array([model.response_length(rows[i].prompt, sequence) for sequence in whole[i]]) for i in kept],
+        lengths=[np.array([len(s) for s in whole[i]]) - model.prompt_length(rows[i].prompt) for i in kept],
         left_out=len(rows) - len(kept),
     )
 

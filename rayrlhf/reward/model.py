@@ -51,9 +51,9 @@ class RewardModel:
         body = encode_response(self.tokenizer, response)
         return np.concatenate([head, body if finished else body[:-1]])
 
-    def response_length(self, prompt: PromptText, sequence: np.ndarray) -> int:
-        """Tokens of a sequence after its prompt's."""
-        return len(sequence) - (len(encode_prompt(self.tokenizer, prompt)) if prompt else 0)
+    def prompt_length(self, prompt: PromptText) -> int:
+        """Tokens that this model reads before a response to the prompt."""
+        return len(encode_prompt(self.tokenizer, prompt)) if prompt else 0
 
     def score(self, sequences: Sequence[np.ndarray]) -> Float[np.ndarray, "n members"]:
         """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length."""
@@ -122,7 +122,7 @@ class ModelTerm:
             )
         if self._length_correction:
             assert self._stats is not None
-            lengths = [self._model.response_length(r.prompt, s) for r, s in zip(requests, sequences, strict=True)]
+            lengths = [len(s) - self._model.prompt_length(r.prompt) for r, s in zip(requests, sequences, strict=True)]
             raw = self._stats.less_length(raw, np.array(lengths), self._length_correction)
         if not self._ensemble:
             values = raw[:, 0]
