@@ -35,10 +35,12 @@ class RecorderActor:
         self._writer.samples(sample_rows("ppo", step, scored))
         return {"rollout/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored])}
 
-    def evaluation(self, step: int, *chunks: list[ScoredTrajectory]) -> tuple[dict[str, float], list[float]]:
-        """Write held-out samples; answers with their eval/* metrics and what the guard watches."""
+    def evaluation(
+        self, purpose: str, step: int, *chunks: list[ScoredTrajectory]
+    ) -> tuple[dict[str, float], list[float]]:
+        """Write held-out samples under `purpose`; answers with their eval/* metrics and what the guard watches."""
         scored = [item for chunk in chunks for item in chunk]
-        self._writer.samples(sample_rows("eval", step, scored))
+        self._writer.samples(sample_rows(purpose, step, scored))
         return evaluation_metrics(scored), judged_values(scored)
 
     def close(self) -> None:
@@ -70,9 +72,9 @@ class Recorder:
         metrics: dict[str, float] = await self._call("samples", step, *chunks)
         return metrics
 
-    async def evaluation(self, step: int, chunks: list[Any]) -> tuple[dict[str, float], list[float]]:
+    async def evaluation(self, purpose: str, step: int, chunks: list[Any]) -> tuple[dict[str, float], list[float]]:
         """Write the held-out samples behind the references; their eval/* metrics and what the guard watches."""
-        answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", step, *chunks)
+        answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", purpose, step, *chunks)
         return answer
 
     def close(self) -> None:

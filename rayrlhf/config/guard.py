@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrlhf.config.base import Node
 
@@ -14,7 +14,11 @@ class GuardConfig(Node):
     """
 
     action: Literal["off", "warn", "raise_kl", "stop"] = "warn"
-    """raise_kl multiplies the KL coefficient; stop ends the stage with the policy of the judge's peak."""
+    """What a fall does: raise_kl multiplies the KL coefficient; stop ends the stage with the policy of the judge's peak.
+    off watches nothing."""
+    export: Literal["best", "last"] = "best"
+    """The policy that the stage writes at its end. best: of the evaluation where the judge was highest, kept on disk when
+    it is reached; without a judge, the last."""
     judge: str | None = None
     """Directory of a reward model that is no term of the reward; default: the task's gold reward, where it has one."""
     standard_errors: float = Field(default=3.0, gt=0.0)
@@ -23,3 +27,9 @@ class GuardConfig(Node):
     """Evaluations in a row that it must be so."""
     kl_factor: float = Field(default=2.0, gt=1.0)
     """raise_kl: what the coefficient is multiplied by, each time."""
+
+    @model_validator(mode="after")
+    def _stop_exports_the_best(self) -> "GuardConfig":
+        if self.action == "stop" and self.export == "last":
+            raise ValueError("ppo.guard.action=stop ends with the policy of the judge's peak: it needs export=best")
+        return self

@@ -59,8 +59,8 @@ class RunFolder:
             outputs += [*self.root.glob("checkpoints/reward*")]
         for directory in (*outputs, self.checkpoints(stage)):
             if stage == "ppo" and directory == self.checkpoints("ppo"):
-                for step in directory.glob("step_*"):
-                    shutil.rmtree(step)
+                for kept in (*directory.glob("step_*"), *directory.glob("best")):
+                    shutil.rmtree(kept)
             else:
                 shutil.rmtree(directory, ignore_errors=True)
 

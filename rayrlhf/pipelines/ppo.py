@@ -17,7 +17,6 @@ from rayrlhf.actors.calls import together
 from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
-from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
 from rayrlhf.data.prompts import PromptStream
 from rayrlhf.errors import LedgerError, ScoringError
@@ -28,11 +27,12 @@ from rayrlhf.learner.process_group import Ranks
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.evaluation import Evaluator, fixed_requests, no_account, sample_request
 from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.prompts import PromptSet
 from rayrlhf.rollout.parity import check_parity, parity_thresholds
 from rayrlhf.telemetry.console import Progress
-from rayrlhf.types import Prompt, RolloutRequest, SampleId
+from rayrlhf.types import RolloutRequest, SampleId
 
 
 class PPOLoop:
@@ -57,7 +57,8 @@ class PPOLoop:
             config, reward_model_dir=reward_model_dir, reference_dir=policy_dir, device=context.device
         )
         self._learner = LearnerGroup(config, device=context.device)
-        self._guard = GuardControl(context, self._learner)
+        self._evaluator = Evaluator(context, prompts.heldout, rollout=self._rollout, scoring=self._scoring)
+        self._guard = GuardControl(context, self._learner, confirm=self._confirm)
         self._bucket_count = 0
         self._version = 0
         self._version_changed = asyncio.Condition()
@@ -71,12 +72,7 @@ class PPOLoop:
         started = time.monotonic()
         try:
             await self._start()
-            after = await self._train()
-            restored = self._guard.restore()
-            if restored is None:
-                policy_dir, critic_dir = (str(self._context.folder.model_dir(n)) for n in ("policy", "critic"))
-                await self._learner.call("export", policy_dir, critic_dir)
-            after = restored or after
+            after = await self._guard.export(await self._train())
             tokens: int = await self._learner.call("tokens")
         finally:
             self._rollout.pool.stop()
@@ -121,7 +117,7 @@ class PPOLoop:
     async def _parity_gate(self) -> None:
         """Refuse to train when engine and learner disagree about the same tokens under the same weights."""
         prompts = self._prompts.heldout[: self._config.parity.prompts]
-        parts = await self._rollout.generate(self._fixed_requests("parity", prompts), on_loss=_ignore_loss)
+        parts = await self._rollout.generate(fixed_requests(self._config.seed, "parity", prompts), on_loss=no_account)
         mismatch = await self._learner.mismatch([ref for ref, _ in parts])
         thresholds = parity_thresholds(
             self._config.parity,
@@ -139,10 +135,9 @@ class PPOLoop:
 
     async def _train(self) -> dict[str, float]:
         first, last = self._version, self._config.ppo.updates
-        if self._guard.stopped:
-            return {}
-        if first >= last:
-            return await self._evaluate(last)
+        if self._guard.stopped or first >= last:
+            metrics, _ = await self._evaluator.answer("eval", first)
+            return metrics
         with self._context.console.progress("ppo", last) as progress:
             learner_loop = self._learner_loop(first, last, progress)
             _, after = await together(self._rollout_loop(first, last), learner_loop)
@@ -236,18 +231,9 @@ class PPOLoop:
             for _ in range(self._config.ppo.samples_per_prompt):
                 sample_id = SampleId("ppo", step, prompt.prompt_id, drawn[prompt.prompt_id])
                 drawn[prompt.prompt_id] += 1
-                requests.append(self._request(sample_id, prompt))
+                requests.append(sample_request(self._config.seed, sample_id, prompt))
         self._ledger.issue(request.sample_id for request in requests)
         return requests
-
-    def _request(self, sample_id: SampleId, prompt: Prompt) -> RolloutRequest:
-        return RolloutRequest(
-            sample_id=sample_id, prompt_ids=prompt.token_ids, seed=derive_seed(self._config.seed, *sample_id)
-        )
-
-    def _fixed_requests(self, purpose: str, prompts: list[Prompt]) -> list[RolloutRequest]:
-        """One request a prompt, with the same seeds whenever it is asked."""
-        return [self._request(SampleId(purpose, 0, prompt.prompt_id, 0), prompt) for prompt in prompts]
 
     async def _until_version(self, version: int) -> None:
         async with self._version_changed:
@@ -275,18 +261,13 @@ class PPOLoop:
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         """Answer the held-out prompts with the current policy, with the same seeds at every evaluation."""
-        prompts = self._prompts.heldout[: self._config.ppo.evaluate_prompts]
-        parts = await self._rollout.generate(self._fixed_requests("eval", prompts), on_loss=_ignore_loss)
-        scored = await together(*(self._scoring.score(ref) for ref, _ in parts))
-        missing = [reason for _, info in scored for _, reason in info.missing]
-        if len(missing) > self._config.ppo.max_missing * len(prompts):
-            raise ScoringError(
-                f"{len(missing)} of the {len(prompts)} held-out responses after {step} updates have no score; the first "
-                f"because {missing[0]}."
-            )
-        metrics, judged = await self._context.recorder.evaluation(step, [ref for ref, _ in scored])
-        # The guard compares answers to the same prompts: an evaluation with missing ones tells it nothing.
-        return metrics | await self._guard.evaluated(step, metrics, judged if not missing else [])
+        metrics, judged = await self._evaluator.answer("eval", step)
+        return metrics | await self._guard.evaluated(step, metrics, judged)
+
+    async def _confirm(self, step: int) -> dict[str, float]:
+        """The same prompts, answered anew: what was picked as the best of several evaluations flatters itself."""
+        metrics, _ = await self._evaluator.answer("confirm", step)
+        return metrics
 
     async def _checkpoint(self, step: int) -> float:
         begun = time.monotonic()
@@ -299,6 +280,7 @@ class PPOLoop:
         }
         with self._store.write(step, driver_state) as directory:
             await self._learner.call("save", str(directory))
+        self._guard.checkpointed()
         return time.monotonic() - begun
 
     def _step_metrics(self, seconds: float, learning: float, *, tokens: int) -> dict[str, float]:
@@ -330,9 +312,5 @@ class PPOLoop:
             "samples_dropped": ledger.dropped,
             "restarts": {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts, "learner": 0},
             "policy_versions": self._version,
-            **self._guard.summary(),
+            **self._guard.summary(last_step=self._version),
         }
-
-
-def _ignore_loss(sample_ids: list[SampleId]) -> None:
-    """Evaluation samples are drawn again without an account: they are never trained."""

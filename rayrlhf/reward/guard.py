@@ -47,6 +47,10 @@ class OveroptimizationGuard:
         """The step of the best evaluation so far."""
         return None if self._peak is None else self._peak.step
 
+    def means(self) -> dict[int, float]:
+        """The judge's mean at each evaluation, by step."""
+        return {seen.step: float(np.mean(seen.judged)) for seen in self._seen}
+
     def observe(self, observation: Observation) -> Finding:
         """Take in one evaluation; it trips when the judge has been below its peak for `patience` evaluations."""
         self._seen.append(observation)

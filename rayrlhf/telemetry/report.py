@@ -118,11 +118,13 @@ def _gold_tile(facts: Row) -> str:
     change = f"{signed(before)} → {signed(after)}"
     if best is None or best <= before:
         return tile("Gold, SFT → PPO", change, "true reward, held-out prompts")
-    closed = (after - before) / (best - before)
+    judged = facts.get("gold_confirmed")
+    closed = ((after if judged is None else judged) - before) / (best - before)
     width = 100.0 * min(max(closed, 0.0), 1.0)
     bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
     share = f"{closed:.0%}".replace("-", "−")
-    return tile("Gold, SFT → PPO", change, f"{share} of the gap to the best, {best:.2f}", bar=bar)
+    anew = "" if judged is None else f", by other answers of the same policy: {signed(judged)}"
+    return tile("Gold, SFT → PPO", change, f"{share} of the gap to the best, {best:.2f}{anew}", bar=bar)
 
 
 def _verdict(record: RunRecord) -> str:
@@ -135,7 +137,8 @@ def _verdict(record: RunRecord) -> str:
 def _before_and_after(record: RunRecord) -> str:
     if len(record.evaluations) < 2:
         return ""
-    first, last = record.evaluations[0], record.evaluations[-1]
+    first = record.evaluations[0]
+    last = next((e for e in record.evaluations if e.step == record.exported_step), record.evaluations[-1])
     after = {str(row["sample_id"]): row for row in last.answers}
     pairs = [(row, after[sample]) for row in first.answers if (sample := str(row["sample_id"])) in after]
     if not pairs:

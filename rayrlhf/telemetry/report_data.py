@@ -25,7 +25,7 @@ class Evaluation:
     """By sample id, which is the same for the same prompt at every evaluation."""
     golds: dict[str, float]
     answers: tuple[Row, ...]
-    """The rows themselves; kept for the first and the last evaluation alone."""
+    """The rows themselves; kept for the first evaluation, the last and that of the exported policy alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class RunRecord:
     """The resolved configuration; empty where there is none."""
     evaluation: Row
     """What evaluation.json of the reward model holds; empty where there is none."""
+    exported_step: int | None
+    """The evaluation whose policy was exported; None where the stage has not ended."""
     failure: str | None
     """Why the run ended, if it ended in an error and did not go on since."""
 
@@ -73,13 +75,15 @@ def read_run(run_dir: Path) -> RunRecord:
         stages.setdefault(row["stage"], []).append(row)
     summary = _json(run_dir / "summary.json")
     config = run_dir / "config.yaml"
+    exported = summary.get("stages", {}).get("ppo", {}).get("exported_step")
     return RunRecord(
         name=str(summary.get("run") or run_dir.resolve().name),
         stages=stages,
-        evaluations=_evaluations(run_dir / "samples.jsonl"),
+        evaluations=_evaluations(run_dir / "samples.jsonl", exported=exported),
         summary=summary,
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         evaluation=_json(run_dir / "reward_model" / "evaluation.json"),
+        exported_step=exported,
         failure=_failure(_json(run_dir / "failure.json"), stages),
     )
 
@@ -101,7 +105,7 @@ def _json(path: Path) -> Row:
     return loaded
 
 
-def _evaluations(path: Path) -> tuple[Evaluation, ...]:
+def _evaluations(path: Path, *, exported: int | None) -> tuple[Evaluation, ...]:
     scores: dict[int, dict[str, float]] = {}
     golds: dict[int, dict[str, float]] = {}
     answers: dict[int, list[Row]] = {}
@@ -115,7 +119,8 @@ def _evaluations(path: Path) -> tuple[Evaluation, ...]:
                 values[sample] = row[name]
         answers.setdefault(step, []).append(row)
         for middle in sorted(answers)[1:-1]:
-            del answers[middle]
+            if middle != exported:
+                del answers[middle]
     return tuple(
         Evaluation(step=step, scores=scores[step], golds=golds[step], answers=tuple(answers.get(step, ())))
         for step in sorted(scores)

@@ -245,7 +245,8 @@ def _over_updates(record: RunRecord) -> Drawn | None:
     return Drawn(
         "Over the updates",
         "Score, gold where the task has one, and KL to the reference per response. "
-        "Update 0 is the SFT policy; held-out prompts are answered with the same sampling every time.",
+        "Update 0 is the SFT policy; held-out prompts are answered with the same sampling every time."
+        + ("" if record.exported_step is None else f" The exported policy is that of update {record.exported_step}."),
         draw_panels(present, xlabel="update", tall=True),
     )
 

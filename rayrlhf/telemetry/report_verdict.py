@@ -28,6 +28,9 @@ def judge(record: RunRecord) -> Verdict | None:
     """Compare score and gold over the evaluations; None where there are fewer than two."""
     rows = [row for row in record.stages.get("ppo", []) if row.get("eval/score") is not None]
     gold_rows = [row for row in rows if row.get("eval/gold") is not None]
+    kept = [row for row in gold_rows if record.exported_step is None or row["step"] <= record.exported_step]
+    if len(gold_rows) >= 2 and len(kept) < len(gold_rows):
+        return _kept(record, gold_rows, kept)
     if len(gold_rows) >= 2:
         return _with_gold(record, gold_rows)
     if len(rows) < 2:
@@ -76,6 +79,30 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
         "neutral",
         "No change beyond noise",
         f"On the held-out prompts neither gold ({gold}) nor the score ({score}) rose beyond noise{_at_kl(last)}.",
+    )
+
+
+def _kept(record: RunRecord, rows: list[Row], kept: list[Row]) -> Verdict:
+    """The exported policy is an earlier one: what it reached, and what those after it lost."""
+    first, best, last = rows[0], kept[-1], rows[-1]
+    fell = _direction(record, rows, best, last, "gold") < 0
+    rose = _direction(record, rows, first, best, "gold") > 0
+    after = f"by update {last['step']} gold was {signed(last['eval/gold'])}{_at_kl(last)}"
+    after += ", a fall beyond noise" if fell else ", which is within noise"
+    scores = f"the score went from {signed(best['eval/score'])} to {signed(last['eval/score'])}"
+    gold = f"gold from {signed(first['eval/gold'])} to {signed(best['eval/gold'])}"
+    if not rose:
+        return Verdict(
+            "bad",
+            "No policy was better than the first",
+            f"The guard exported the policy of update {best['step']}, the best by gold on the held-out prompts: {gold}, not "
+            f"beyond noise; {after}, while {scores}.",
+        )
+    return Verdict(
+        "good",
+        f"The guard kept the policy of update {best['step']}",
+        f"The exported policy is the best by gold on the held-out prompts: {gold}{_at_kl(best)}. Training went on: {after}, "
+        f"while {scores}.",
     )
 
 

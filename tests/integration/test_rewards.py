@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import QUICKSTART, TINY, rayrlhf, rows, succeed
 from rouge_score.rouge_scorer import RougeScorer
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -152,3 +154,30 @@ def test_the_guard_stops_and_restores_the_best_policy(ppo_only: list[str], train
     assert last["guard/below_peak"] > 3.0
     assert last["eval/judge"] < best["eval/judge"]
     assert (tmp_path / "wild" / "policy" / "config.json").exists()
+
+
+def test_by_default_the_policy_of_the_judges_peak_is_exported(
+    ppo_only: list[str], trained: Path, tmp_path: Path
+) -> None:
+    """Training goes on past the peak, and is gone on with after its end; what was best stays what is exported."""
+    judge = shutil.copytree(trained / "reward_model", tmp_path / "judge")
+    flawed = f"ppo.rewards=[{{kind: model, path: {trained / 'reward_model'}, weight: -1.0}}]"
+    wild = [f"ppo.guard.judge={judge}", "ppo.evaluate_every=1", "ppo.kl.coef=0", "ppo.optim.lr=0.005"]
+    start = [*ppo_only, flawed, *wild, "ppo.updates=6", "ppo.evaluate_prompts=32", f"output_dir={tmp_path}", "name=past"]
+    told = succeed("run", str(QUICKSTART), *start)
+    run = tmp_path / "past"
+    summary = json.loads((run / "summary.json").read_text())["stages"]["ppo"]
+    evaluated = {row["step"]: row for row in rows(run / "metrics.jsonl", stage="ppo")}
+    best = max(evaluated, key=lambda step: evaluated[step]["eval/judge"])
+    assert best < 6 == summary["policy_versions"]
+    assert summary["exported_step"] == best
+    assert summary["score_after"] == evaluated[best]["eval/score"]
+    assert f"Exported the policy of update {best}, the best by the judge" in told
+    anew = [row for row in rows(run / "samples.jsonl", stage="confirm") if row["step"] == best]
+    assert summary["score_confirmed"] == pytest.approx(sum(row["score"] for row in anew) / len(anew))
+    assert {row["policy_version"] for row in anew} == {best}
+    kept = run / "checkpoints" / "best" / f"step_{best:06d}" / "policy" / "model.safetensors"
+    assert (run / "policy" / "model.safetensors").read_bytes() == kept.read_bytes()
+    if best == 0:
+        first, exported = (load_file(path / "model.safetensors") for path in (trained / "sft", run / "policy"))
+        assert all(torch.equal(first[name], exported[name]) for name in first)

@@ -1,5 +1,5 @@
 import pytest
-from report_lab import write_ppo
+from report_lab import write_facts, write_ppo
 
 from rayrlhf.telemetry.report_data import read_run
 from rayrlhf.telemetry.report_verdict import judge, sft_spread
@@ -24,6 +24,22 @@ def test_gold_that_peaks_and_falls_while_the_score_rises(tmp_path, samples):
     assert (verdict.tone, verdict.headline) == ("bad", "Over-optimisation")
     assert "gold peaked at 0.81 (step 10 at KL 12.0) and ended at 0.55 at KL 30.0" in verdict.sentence
     assert "while the score kept rising, from 1.50 to 3.00" in verdict.sentence
+
+
+def test_an_exported_policy_from_before_the_fall_is_what_the_verdict_is_of(tmp_path):
+    write_facts(tmp_path, exported_step=10, gold_confirmed=0.79)
+    path = [(0, -0.4, 0.42, 0.0), (10, 1.5, 0.81, 12.0), (20, 3.0, 0.55, 30.0)]
+    verdict = verdict_of(tmp_path, path)
+    assert (verdict.tone, verdict.headline) == ("good", "The guard kept the policy of update 10")
+    assert "gold from 0.42 to 0.81 at KL 12.0" in verdict.sentence
+    assert "by update 20 gold was 0.55 at KL 30.0, a fall beyond noise" in verdict.sentence
+    assert "the score went from 1.50 to 3.00" in verdict.sentence
+
+
+def test_an_exported_policy_that_is_the_first_is_no_success(tmp_path):
+    write_facts(tmp_path, exported_step=0)
+    verdict = verdict_of(tmp_path, [(0, 0.0, 0.60, 0.0), (10, 1.0, 0.50, 5.0), (20, 2.0, 0.30, 9.0)])
+    assert (verdict.tone, verdict.headline) == ("bad", "No policy was better than the first")
 
 
 def test_gold_that_falls_from_the_start(tmp_path):
