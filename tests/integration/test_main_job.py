@@ -38,7 +38,12 @@ def test_the_summary_holds_every_fact_of_the_contract(trained: Path) -> None:
     assert ppo["restarts"] == {"rollout": 0, "scoring": 0, "learner": 0}
     assert 0.0 <= ppo["gold_before"] <= ppo["gold_best"] <= 1.0
     assert ppo["mismatch_p99"] < 1e-3
-    assert ppo["kl_to_reference"] == rows(trained / "metrics.jsonl", stage="ppo", step=3)[0]["eval/kl"]
+    evaluated = {row["step"]: row for row in rows(trained / "metrics.jsonl", stage="ppo") if "eval/gold" in row}
+    assert list(evaluated) == [0, 3]
+    assert ppo["exported_step"] == max(evaluated, key=lambda step: evaluated[step]["eval/gold"])
+    assert ppo["kl_to_reference"] == evaluated[ppo["exported_step"]]["eval/kl"]
+    assert ppo["gold_after"] == evaluated[ppo["exported_step"]]["eval/gold"]
+    assert 0.0 <= ppo["gold_confirmed"] <= ppo["gold_best"]
 
 
 def test_every_step_is_logged_once_under_declared_names(trained: Path) -> None:

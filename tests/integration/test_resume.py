@@ -40,7 +40,8 @@ def steps_of(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def test_resume_after_kill_9_is_exact(ppo_only: list[str], tmp_path: Path) -> None:
-    common = [*ppo_only, "ppo.updates=6", "ppo.kl.controller=adaptive", f"output_dir={tmp_path}"]
+    common = [*ppo_only, "ppo.updates=6", "ppo.kl.controller=adaptive", "ppo.guard.export=last"]
+    common.append(f"output_dir={tmp_path}")
     succeed("run", str(QUICKSTART), *common, "name=straight", "checkpoint.every=3")
 
     arguments = ["run", str(QUICKSTART), *common, "name=broken", "checkpoint.every=3"]

@@ -163,7 +163,15 @@ def test_by_default_the_policy_of_the_judges_peak_is_exported(
     judge = shutil.copytree(trained / "reward_model", tmp_path / "judge")
     flawed = f"ppo.rewards=[{{kind: model, path: {trained / 'reward_model'}, weight: -1.0}}]"
     wild = [f"ppo.guard.judge={judge}", "ppo.evaluate_every=1", "ppo.kl.coef=0", "ppo.optim.lr=0.005"]
-    start = [*ppo_only, flawed, *wild, "ppo.updates=6", "ppo.evaluate_prompts=32", f"output_dir={tmp_path}", "name=past"]
+    start = [
+        *ppo_only,
+        flawed,
+        *wild,
+        "ppo.updates=6",
+        "ppo.evaluate_prompts=32",
+        f"output_dir={tmp_path}",
+        "name=past",
+    ]
     told = succeed("run", str(QUICKSTART), *start)
     run = tmp_path / "past"
     summary = json.loads((run / "summary.json").read_text())["stages"]["ppo"]
