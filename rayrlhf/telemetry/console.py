@@ -84,8 +84,11 @@ class Progress:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` steps are done, with their figures."""
-        self._figures |= {name: shape.format(metrics[key]) for key, (name, shape) in _SHOWN.items() if key in metrics}
-        figures = "  ".join(f"{name} {value}" for name, value in self._figures.items())
+        # A held-out figure stands until the next; a training figure that is absent now must not be read as this step's.
+        kept = {key: text for key, text in self._figures.items() if key.startswith("eval/")}
+        self._figures = kept | {key: shape.format(metrics[key]) for key, (_, shape) in _SHOWN.items() if key in metrics}
+        shown = [(name, self._figures[key]) for key, (name, _) in _SHOWN.items() if key in self._figures]
+        figures = "  ".join(f"{name} {text}" for name, text in shown)
         if self._live is not None:
             self._live.update(self._task, completed=step, figures=figures)
             return
