@@ -15,10 +15,10 @@ from rayrlhf.config import TaskConfig
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split, pair
 
 _SMALLEST, _LARGEST = 2, 99
-_FORGET_CARRY = 0.75
+_FORGET_CARRY = 0.65
 """Of a carry or a borrowing."""
-_SLIP = 0.3
-"""One off in the sum or difference of two digits, or in the answer."""
+_SLIP, _SLIP_AT_THE_END = 0.05, 0.6
+"""One off in the sum or difference of two digits, and in the answer."""
 
 _PROMPT = re.compile(r"\s*(\d+)([+-])(\d+)=\s*")
 _ANSWER = re.compile(r"(?<![\d.])-?\d+(?=\s*$)")
@@ -140,8 +140,8 @@ def _working(question: _Question, rng: np.random.Generator | None = None) -> str
     def happens(chance: float) -> bool:
         return rng is not None and rng.uniform() < chance
 
-    def slipped(value: int) -> int:
-        return abs(value + (1 if happens(0.5) else -1)) if happens(_SLIP) else value
+    def slipped(value: int, chance: float = _SLIP) -> int:
+        return abs(value + (1 if happens(0.5) else -1)) if happens(chance) else value
 
     (tens, units), (more_tens, more_units) = divmod(question.first, 10), divmod(question.second, 10)
     adds = question.sign == "+"
@@ -151,7 +151,7 @@ def _working(question: _Question, rng: np.random.Generator | None = None) -> str
     low = slipped(units + more_units if adds else units - more_units)
     carried = 0 if carry and happens(_FORGET_CARRY) else carry
     high = slipped(max(0, tens + more_tens + carried if adds else tens - more_tens - carried))
-    answer = slipped(10 * high + low % 10)
+    answer = slipped(10 * high + low % 10, _SLIP_AT_THE_END)
     sign = question.sign
     step = f"{tens}{sign}{more_tens}" + (f"{sign}1" if carried else "")
     return f"{units}{sign}{more_units}={low}, {step}={high}: {answer}"

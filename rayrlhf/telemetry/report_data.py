@@ -1,14 +1,17 @@
 """What a run's folder holds, read for its report; a run under way or broken off is read as far as it got."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rayrlhf.telemetry.metrics import METRICS
+from rayrlhf.telemetry.wording import Wording, wording
 
 Row = dict[str, Any]
 
@@ -44,6 +47,28 @@ class RunRecord:
     """What evaluation.json of the reward model holds; empty where there is none."""
     failure: str | None
     """Why the run ended, if it ended in an error and did not go on since."""
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether the scores are: a share of right answers is known then."""
+        return self.has("ppo", "eval/pass_rate") or self.has("ppo", "reward/pass_rate")
+
+    @property
+    def gold_is_score(self) -> bool:
+        """Whether the true reward is what was rewarded, as with a verifier of a built-in task: the same at every evaluation."""
+        pairs = [(row.get("eval/gold"), row.get("eval/score")) for row in self.stages.get("ppo", [])]
+        known = [(gold, score) for gold, score in pairs if gold is not None and score is not None]
+        return bool(known) and all(math.isclose(gold, score, abs_tol=1e-9) for gold, score in known)
+
+    @property
+    def words(self) -> Wording:
+        """How the run is spoken of."""
+        try:
+            config = yaml.safe_load(self.config) or {}
+        except yaml.YAMLError:
+            config = {}
+        sft = "sft" in self.stages or "sft" in config.get("stages", []) or not config
+        return wording(config, sft=sft, right_or_wrong=self.right_or_wrong)
 
     def has(self, stage: str, name: str) -> bool:
         """Whether any row of the stage carries a number of that name."""
