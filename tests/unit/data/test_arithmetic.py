@@ -10,7 +10,6 @@ from rayrlhf.config import TaskConfig, load_config
 from rayrlhf.data.arithmetic import Arithmetic, answer_of, best_answer, gold, is_right
 from rayrlhf.data.dataset import load_prompts, task_best_gold, task_gold
 
-
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 

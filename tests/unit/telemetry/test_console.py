@@ -7,7 +7,6 @@ from rich.console import Console as RichConsole
 from rayrlhf.telemetry import console as console_module
 from rayrlhf.telemetry.console import Console, Progress, format_bytes, format_duration
 
-
 CLOCK = r"\d\d:\d\d:\d\d "
 
 

@@ -5,7 +5,6 @@ import pytest
 from rayrlhf.config import load_config
 from rayrlhf.telemetry.wording import Wording, wording
 
-
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
