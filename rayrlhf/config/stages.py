@@ -1,10 +1,12 @@
 """What each stage optimises."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rayrlhf.config.base import Node
+from rayrlhf.config.estimator import with_defaults_of_the_estimator
 from rayrlhf.config.guard import GuardConfig
 from rayrlhf.config.rewards import ModelReward, RewardTerm
 
@@ -48,8 +50,9 @@ class KLConfig(Node):
     """The pull towards the reference policy."""
 
     placement: Literal["reward", "loss"] = "reward"
+    """In the reward of each token, or a term of the loss; default: reward for gae and reinforce, loss for rloo and grpo."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    """In the reward only k1 is used; in the loss all three are, though k1's gradient is zero on average there."""
+    """Default: k1 in the reward, where nothing else is used, and k3 in the loss, where k1's gradient is zero on average."""
     coef: float = Field(default=0.05, ge=0.0)
     controller: Literal["fixed", "adaptive"] = "fixed"
     target: float = Field(default=6.0, gt=0.0)
@@ -84,11 +87,18 @@ class PPOConfig(Node):
     """Truncate the correction exp(old - rollout) here; default: 2.0 when max_staleness > 0, else no correction."""
 
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"
-    """gae uses the critic; rloo and grpo a group baseline; reinforce the batch mean."""
+    """gae uses the critic; rloo and grpo a group baseline; reinforce the batch mean. Where they are not given,
+    whiten_advantages, normalize_reward, scale, kl.placement and kl.estimator follow from it."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     whiten_advantages: bool = True
-    """Mean 0 and variance 1 over the valid tokens of the whole batch."""
+    """Mean 0 and variance 1 over the valid tokens of the whole batch; default: true for gae and reinforce, false for
+    rloo and grpo, whose solved prompts a shift of that mean would push down."""
+    scale: Literal["std", "none"] = "none"
+    """grpo: divide each group's scores by their deviation (its default), or not (Dr. GRPO, Liu et al. 2025)."""
+    loss_aggregation: Literal["token", "sequence"] = "token"
+    """Every token of a minibatch counts the same (DAPO, Yu et al. 2025), or every response does, by the mean over its
+    tokens (GRPO, Shao et al. 2024), which makes a token of a long response count less."""
 
     clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
     clip_high: float = Field(default=0.2, gt=0.0)
@@ -100,7 +110,7 @@ class PPOConfig(Node):
     """Stop the passes over a batch once the mean KL(old || new) per token passes this."""
     critic_warmup_updates: int = Field(default=0, ge=0)
     """First updates in which only the critic learns."""
-    kl: KLConfig = KLConfig()
+    kl: KLConfig = Field(default_factory=KLConfig)
 
     rewards: list[RewardTerm] = Field(default=[ModelReward()], min_length=1)
     """What a response is scored by."""
@@ -109,11 +119,13 @@ class PPOConfig(Node):
     reward_clip: float | None = Field(default=None, gt=0.0)
     """Scores are clipped to [-c, c] after normalisation."""
     normalize_reward: bool = True
-    """Divide scores by their running standard deviation and subtract their running mean."""
+    """Subtract the scores' running mean and divide by their running standard deviation; default: true for gae and
+    reinforce, false for rloo and grpo."""
     missing_eos_penalty: float = Field(default=0.0, ge=0.0)
     """Subtracted from the reward of a response that was cut at max_new_tokens."""
     truncation: Literal["score", "mask", "bootstrap"] = "score"
-    """A cut response is trained on its score, left out of the loss, or its return is bootstrapped from the critic."""
+    """A cut response is trained on its score, left out of the loss, or trained on gamma times the critic's value of
+    where it was cut, in place of its score."""
 
     guard: GuardConfig = GuardConfig()
 
@@ -122,6 +134,11 @@ class PPOConfig(Node):
     evaluate_every: int = Field(default=20, ge=1)
     evaluate_prompts: int = Field(default=64, ge=1)
     """Held-out prompts of an evaluation, one response each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_estimator(cls, tree: Any) -> Any:
+        return with_defaults_of_the_estimator(tree) if isinstance(tree, Mapping) else tree
 
     @model_validator(mode="after")
     def _consistent(self) -> "PPOConfig":
@@ -136,6 +153,15 @@ class PPOConfig(Node):
             )
         if self.truncation == "bootstrap" and self.advantage != "gae":
             raise ValueError(f"ppo.truncation=bootstrap needs a critic: ppo.advantage=gae, not {self.advantage}")
+        if self.truncation == "bootstrap" and self.missing_eos_penalty > 0:
+            raise ValueError(
+                f"ppo.missing_eos_penalty={self.missing_eos_penalty:g} is taken from the score of a cut response, which "
+                f"ppo.truncation=bootstrap replaces by the critic's value: set one of the two"
+            )
+        if self.scale == "std" and self.advantage != "grpo":
+            raise ValueError(
+                f"ppo.scale=std divides by a group's deviation, which ppo.advantage=grpo alone does, not {self.advantage}"
+            )
         if self.guard.judge is not None and self.guard.judge in [model.path for model in self.reward_models]:
             raise ValueError(f"ppo.guard.judge={self.guard.judge} is rewarded too: what is optimised cannot judge")
         if self.critic_warmup_updates >= self.updates:
