@@ -1,4 +1,4 @@
-"""what a key that is not ours was meant to be: names of other libraries, and names that are near one of the tree"""
+"""What a key that is not ours was meant to be: names of other libraries, and names that are near one of the tree"""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +43,8 @@ _ALIASES = {
         "total_steps num_updates total_training_steps num_rollouts num_steps num_train_steps total_episodes max_steps"
     ),
     "ppo.whiten_advantages": "normalize_advantages advantage_norm normalize_advantage whiten_rewards advantage_whitening",
+    "ppo.scale": "scale_rewards norm_adv_by_std_in_grpo scale_by_std normalize_by_std",
+    "ppo.loss_aggregation": "loss_agg_mode loss_type loss_reduction token_level_loss",
     "ppo.normalize_reward": "normalize_rewards reward_normalization reward_norm use_reward_norm",
     "ppo.reward_clip": "reward_clip_range cliprange_reward clip_reward clip_rewards",
     "ppo.truncation": "mask_truncated_completions overlong_filter overlong_filtering",
@@ -79,6 +81,8 @@ _ESTIMATORS = {
     "gae": "ppo.advantage=gae",
     "grpo": "ppo.advantage=grpo",
     "group_norm": "ppo.advantage=grpo",
+    "dr_grpo": "ppo.advantage=grpo and ppo.scale=none",
+    "drgrpo": "ppo.advantage=grpo and ppo.scale=none",
     "rloo": "ppo.advantage=rloo",
     "reinforce": "ppo.advantage=reinforce",
     "reinforce++": "ppo.advantage=reinforce",

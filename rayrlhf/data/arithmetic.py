@@ -1,4 +1,4 @@
-"""the built-in task with a checkable answer: sums and differences, worked out digit by digit
+"""The built-in task with a checkable answer: sums and differences, worked out digit by digit
 
 A prompt is `17+25=`, a response its working and the answer it ends with: `7+5=12, 1+2+1=4: 42`. The workings to imitate are
 by careless hands: most carries are forgotten and every step may slip, so that about a quarter of the answers are right.

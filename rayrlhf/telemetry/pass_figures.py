@@ -1,4 +1,4 @@
-"""the figures of group estimators and verifiers: right answers over the updates, and what the groups have to teach"""
+"""The figures of group estimators and verifiers: right answers over the updates, and what the groups have to teach"""
 
 from rayrlhf.telemetry.report_data import RunRecord
 from rayrlhf.telemetry.report_drawing import BLUE, GREEN, GREY, VIOLET, Curve, Drawn, Panel, draw_panels

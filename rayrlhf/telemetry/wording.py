@@ -1,4 +1,4 @@
-"""what a run has, by name: its algorithm, what judges its responses, and the policy it started from"""
+"""What a run has, by name: its algorithm, what judges its responses, and the policy it started from"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
