@@ -172,7 +172,7 @@ def _policy_start(config: RunConfig, folder: RunFolder) -> str:
         return str(folder.model_dir("sft"))
     if config.model.path is not None:
         return config.model.path
-    raise ConfigError(f"PPO starts from {folder.model_dir('sft')}, which is not there: run the sft stage first.")
+    raise ConfigError(f"Stage ppo starts from {folder.model_dir('sft')}, which is not there: run the sft stage first.")
 
 
 def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
@@ -181,8 +181,9 @@ def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
     own = str(folder.model_dir("reward_model"))
     if any(model.path is None for model in models) and not folder.finished("reward"):
         raise ConfigError(
-            f"PPO needs a reward model and {own} is not there: run the reward stage first, or give the path of one in "
-            f"ppo.rewards=[{{kind: model, path: ...}}]."
+            f"ppo.rewards asks for the run's own reward model and {own} is not there: run the reward stage first, give the "
+            f"path of one, ppo.rewards=[{{kind: model, path: ...}}], or reward by something else, such as a verifier, "
+            f'ppo.rewards=[{{kind: function, target: "package.module:function"}}].'
         )
     return (models[0].path or own) if models else None
 

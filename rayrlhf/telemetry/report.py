@@ -108,6 +108,8 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
         facts = {
             "score_before": first["eval/score"],
             "score_after": last["eval/score"],
+            "pass_rate_before": first.get("eval/pass_rate"),
+            "pass_rate_after": last.get("eval/pass_rate"),
             "gold_before": first.get("eval/gold"),
             "gold_after": last.get("eval/gold"),
             "kl_to_reference": last.get("eval/kl"),
@@ -115,8 +117,8 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
     found = []
     words = record.words
     if facts.get("score_before") is not None and facts.get("score_after") is not None:
-        if record.right_or_wrong:
-            change = f"{facts['score_before']:.0%} → {facts['score_after']:.0%}"
+        if facts.get("pass_rate_before") is not None and facts.get("pass_rate_after") is not None:
+            change = f"{facts['pass_rate_before']:.0%} → {facts['pass_rate_after']:.0%}"
             found.append(tile(f"Right answers, {words.course}", change, _pass_note(record)))
         else:
             change = f"{signed(facts['score_before'])} → {signed(facts['score_after'])}"
@@ -189,8 +191,8 @@ def _answer(row: Row, right_or_wrong: bool) -> str:
     response = str(row["response"]).strip()
     text = f'<span class="text">{escape(response)}</span>' if response else '<span class="empty">empty</span>'
     chips, names = [], ["score", "gold"]
-    if right_or_wrong and row.get("score") is not None:
-        verdict = "right" if row["score"] == 1.0 else "wrong"
+    if right_or_wrong and row.get("score") in (0.0, 1.0):
+        verdict = "right" if row["score"] else "wrong"
         chips.append(f'<span class="chip {verdict}">{verdict}</span>')
         names = ["gold"] if row.get("gold") != row["score"] else []
     chips += [

@@ -50,8 +50,12 @@ class RunRecord:
 
     @property
     def right_or_wrong(self) -> bool:
-        """Whether the scores are: a share of right answers is known then."""
-        return self.has("ppo", "eval/pass_rate") or self.has("ppo", "reward/pass_rate")
+        """Whether all scores are: every evaluation, or before the first every batch, has a share of right answers."""
+        for area in ("eval", "reward"):
+            rows = [row for row in self.stages.get("ppo", []) if row.get(f"{area}/score") is not None]
+            if rows:
+                return all(row.get(f"{area}/pass_rate") is not None for row in rows)
+        return False
 
     @property
     def gold_is_score(self) -> bool:

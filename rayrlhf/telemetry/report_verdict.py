@@ -31,9 +31,8 @@ class Verdict:
 def judge(record: RunRecord) -> Verdict | None:
     """Compare score and gold over the evaluations, or count right answers; None where there are fewer than two."""
     rows = [row for row in record.stages.get("ppo", []) if row.get("eval/score") is not None]
-    passed = [row for row in rows if row.get("eval/pass_rate") is not None]
-    if len(passed) >= 2 and (record.gold_is_score or not record.has("ppo", "eval/gold")):
-        return _by_right_answers(record, passed)
+    if len(rows) >= 2 and record.right_or_wrong and (record.gold_is_score or not record.has("ppo", "eval/gold")):
+        return _by_right_answers(record, rows)
     gold_rows = [row for row in rows if row.get("eval/gold") is not None]
     if len(gold_rows) >= 2:
         return _with_gold(record, gold_rows)

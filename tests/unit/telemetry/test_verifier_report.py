@@ -94,7 +94,9 @@ def test_solved_groups_are_told(tmp_path: Path) -> None:
 def test_fewer_right_answers_are_no_success(tmp_path: Path) -> None:
     verdict = verdict_of(tmp_path, [0.2, 0.9, 0.5])
     assert (verdict.tone, verdict.headline) == ("bad", "Right answers became fewer")
-    assert "20% were right at first, 90% at update 10 and 50% (95 % interval 42 to 58%) at update 20" in verdict.sentence
+    assert (
+        "20% were right at first, 90% at update 10 and 50% (95 % interval 42 to 58%) at update 20" in verdict.sentence
+    )
 
 
 def test_a_change_within_noise_is_none(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_change_within_noise_is_none(tmp_path: Path) -> None:
 
 
 def test_a_learned_reward_beside_the_truth_is_still_compared_with_it(tmp_path: Path) -> None:
-    config = GRPO.replace("{kind: function, target: \"rewards:is_right\"}", "{kind: model}")
+    config = GRPO.replace('{kind: function, target: "rewards:is_right"}', "{kind: model}")
     (tmp_path / "config.yaml").write_text(config)
     writer = MetricsWriter(tmp_path, SILENT)
     for step, score, gold in ((0, 0.0, 0.2), (10, 2.0, 0.9)):
