@@ -16,7 +16,9 @@ def right_answers(record: RunRecord) -> Drawn | None:
         curves.append(Curve("training", BLUE, training[:, 0], training[:, 1], "noisy"))
     best_of_group = record.columns("ppo", "step", "reward/pass_at_k")
     if len(best_of_group):
-        curves.append(Curve("training, any of a prompt's", GREY, best_of_group[:, 0], best_of_group[:, 1], "noisy"))
+        curves.append(
+            Curve("training, any answer to a prompt", GREY, best_of_group[:, 0], best_of_group[:, 1], "noisy")
+        )
     if not curves:
         return None
     return Drawn(

@@ -171,15 +171,17 @@ def _against_kl(record: RunRecord) -> Drawn | None:
             "while the score rises is over-optimisation.",
             draw_panels([Panel("gain, standard deviations", curves)], xlabel=_KL_AXIS, tall=True, root_scale=True),
         )
+    score_label = "share right" if record.right_or_wrong else "score"
     panels = [
         Panel(label, curves)
-        for label, what, colour in (("score", "score", BLUE), ("gold", "gold", GOLD))
+        for label, what, colour in ((score_label, "score", BLUE), ("gold", "gold", GOLD))
         if not (what == "gold" and record.gold_is_score) and (curves := _by_kl(record, what, colour, (0.0, 1.0)))
     ]
     if not panels:
         return None
+    judged = "Right answers" if record.right_or_wrong else "Score"
     return Drawn(
-        "Score against the distance from the reference"
+        f"{judged} against the distance from the reference"
         if len(panels) == 1
         else "Score and gold against the distance from the reference",
         "Dots: training batches, with their trend; large dots: held-out prompts.",
@@ -231,7 +233,9 @@ def _by_kl(record: RunRecord, what: str, colour: str, spread: tuple[float, float
 def _over_updates(record: RunRecord) -> Drawn | None:
     best = record.summary.get("stages", {}).get("ppo", {}).get("gold_best")
     panels = [
-        _panel(record, "ppo", "score", ("reward/score", "training", BLUE), held_out="eval/score"),
+        None
+        if record.right_or_wrong  # which have a figure of their own
+        else _panel(record, "ppo", "score", ("reward/score", "training", BLUE), held_out="eval/score"),
         _panel(
             record,
             "ppo",
@@ -249,7 +253,8 @@ def _over_updates(record: RunRecord) -> Drawn | None:
         return None
     return Drawn(
         "Over the updates",
-        f"Score by {record.words.the_judge}, gold where the task has another, and KL to the reference per response. "
+        ("" if record.right_or_wrong else f"Score by {record.words.the_judge}, gold where the task has it. ")
+        + "KL to the reference per response. "
         f"Update 0 is {record.words.starting_policy}; held-out prompts are answered with the same sampling every time.",
         draw_panels(present, xlabel="update", tall=True),
     )
