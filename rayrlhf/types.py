@@ -98,6 +98,11 @@ class ScoredTrajectory:
     gold: float | None
     """The task's known true reward, for reporting alone; None where the task has none."""
 
+    @property
+    def verdict(self) -> float:
+        """The score as its only term gave it, before any weight: 0 or 1 from a verifier; of several terms, their sum."""
+        return float(next(iter(self.terms.values())) if len(self.terms) == 1 else self.score)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:

@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 GroupBaseline = Literal["rloo", "grpo", "reinforce"]
+Scale = Literal["std", "none"]
+_ROUNDING = 1e-5
+"""Of the largest score of a group: what a scorer in float32 may differ by between two passes over the same text."""
 
 
 def gae(
@@ -21,7 +24,8 @@ def gae(
     """Advantages and returns by generalised advantage estimation (Schulman et al. 2016, equations 11 to 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t and A_t = delta_t + gamma * lam * A_{t+1}, over each row's run of valid tokens;
-    returns are A + V. V past the last token is 0, or `bootstrap` for a row whose response was cut.
+    returns are A + V. V past the last token is 0, or `bootstrap` for a row whose response was cut; such a row's rewards
+    must not hold its score too, or each update would add the score to the value that the next one starts from.
     """
     rewards = torch.where(loss_mask, rewards, 0.0)
     values = torch.where(loss_mask, values, 0.0)
@@ -38,23 +42,64 @@ def gae(
 
 
 def group_advantages(
-    rewards: Float[Tensor, " batch"], groups: Int[Tensor, " batch"], *, kind: GroupBaseline
+    scores: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"],
+    *,
+    kind: GroupBaseline,
+    scale: Scale = "std",
+    penalties: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """One advantage a response, against the other responses to its prompt (`groups` names the prompt).
 
     rloo: r_i - mean of the others, which is n / (n - 1) * (r_i - mean) (Ahmadian et al. 2024); grpo: (r_i - mean) /
-    (std + 1e-6) (Shao et al. 2024, equation 3, with the sample standard deviation); reinforce: r_i - mean of the batch.
+    (std + 1e-6) (Shao et al. 2024, equation 3, with the sample standard deviation), or r_i - mean where `scale` is none
+    (Dr. GRPO, Liu et al. 2025, equation 3); reinforce: r_i - mean of the batch.
+
+    `penalties`, as the KL of a response times its coefficient, are subtracted from the scores. In grpo they are centred
+    as the scores are, but not divided by the deviation, which is that of the scores alone: in the paper the KL is a term
+    beside the normalised scores, and where all scores are equal a division would blow its noise up to full size and
+    take the coefficient out of it. Scores of a group that differ by rounding alone count as equal.
     """
+    advantages = _centred(scores.double(), groups, kind)
+    if kind == "grpo" and scale == "std":
+        advantages = _over_deviation(advantages, scores.double(), groups)
+    if penalties is not None:
+        advantages = advantages - _centred(penalties.double(), groups, kind)
+    return advantages.to(scores.dtype)
+
+
+def equal_scores(scores: Float[Tensor, " batch"], groups: Int[Tensor, " batch"]) -> Bool[Tensor, " groups"]:
+    """For each group, in ascending order of its number, whether its scores are equal but for rounding in float32."""
+    count, group = _numbered(groups)
+    scores = scores.double()
+
+    def each(reduce: str, values: Tensor) -> Tensor:
+        return values.new_zeros(count).scatter_reduce(0, group, values, reduce, include_self=False)
+
+    spread = each("amax", scores) - each("amin", scores)
+    return spread <= _ROUNDING * each("amax", scores.abs())
+
+
+def _centred(values: Tensor, groups: Tensor, kind: GroupBaseline) -> Tensor:
     if kind == "reinforce":
-        return rewards - rewards.mean()
-    _, group = groups.unique(return_inverse=True)
-    size = torch.bincount(group).to(rewards.dtype)[group]
-    mean = _group_sum(rewards, group) / size
-    centred = rewards - mean
-    if kind == "rloo":
-        return centred * size / (size - 1).clamp(min=1)
+        return values - values.mean()
+    count, group = _numbered(groups)
+    size = torch.bincount(group, minlength=count).to(values.dtype)[group]
+    centred = values - _group_sum(values, group) / size
+    return centred * size / (size - 1).clamp(min=1) if kind == "rloo" else centred
+
+
+def _over_deviation(centred: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+    count, group = _numbered(groups)
+    size = torch.bincount(group, minlength=count).to(centred.dtype)[group]
     variance = _group_sum(centred.square(), group) / (size - 1).clamp(min=1)
-    return centred / (variance.sqrt() + 1e-6)
+    return torch.where(equal_scores(scores, groups)[group], 0.0, centred / (variance.sqrt() + 1e-6))
+
+
+def _numbered(groups: Tensor) -> tuple[int, Tensor]:
+    """How many groups there are, and each response's, counted from 0."""
+    names, group = groups.unique(return_inverse=True)
+    return len(names), group
 
 
 def _group_sum(x: Tensor, group: Tensor) -> Tensor:

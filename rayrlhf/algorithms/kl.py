@@ -1,7 +1,10 @@
 """Estimates of KL(policy || reference) from samples of the policy, and the coefficient that weighs them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +30,40 @@ def kl_estimate(
         case "k3":
             bounded = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
             return torch.expm1(bounded) - bounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledKL:
+    """KL(policy || reference) as a batch of responses shows it."""
+
+    response: float
+    """Nats a response."""
+    token: float
+    """Nats a token: `response` over the mean length of the policy's responses."""
+
+
+def sampled_kl(k1: Sequence[np.ndarray], log_weights: Sequence[np.ndarray]) -> SampledKL | None:
+    """KL(policy || reference) from responses that the policy, or an older version of it, has drawn.
+
+    `k1` holds [R] log policy - log reference of each response's tokens; `log_weights` [R] log policy - log drawn, the
+    token's log-probability now less that under the version that drew it, and 0 where that version is the policy. The sum
+    over positions t of E_drawn[w_1 ... w_t k1_t] is the KL of whole responses, since tokens after t have weights of mean 1
+    (Precup et al. 2000, per-decision importance sampling); here the weights of each position are divided by their sum.
+    None where the weights leave too few effective responses (Kong 1992) to tell anything: fewer than a tenth of them, or
+    than 8 (than half, of a small batch). Without weights this is the mean, at any size.
+    """
+    rows, longest = len(k1), max(len(row) for row in k1)
+    values, logs, drawn = (np.zeros((rows, longest)) for _ in range(3))
+    for i, (own, weight) in enumerate(zip(k1, log_weights, strict=True)):
+        values[i, : len(own)], logs[i, : len(own)], drawn[i, : len(own)] = own, weight, 1.0
+    logs = logs.cumsum(axis=1)
+    weights = np.exp(logs - logs.max(axis=0))
+    weights /= weights.sum(axis=0)
+    effective = 1.0 / float(np.square(weights[:, -1]).sum())
+    if effective < max(rows / 10, min(8, rows / 2)) * (1 - 1e-9):
+        return None
+    response = float((weights * values).sum())
+    return SampledKL(response=response, token=response / float((weights * drawn).sum()))
 
 
 def adapt_kl_coef(coef: float, *, kl: float, target: float, horizon: int, samples: int) -> float:

@@ -24,3 +24,15 @@ def whiten(
     centred = torch.where(mask, x, mean) - mean
     scaled = centred * torch.rsqrt(variance + 1e-8)
     return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
+
+
+def sequence_weights(
+    mask: Bool[Tensor, "batch time"], *, token_count: int, row_count: int
+) -> Float[Tensor, "batch time"]:
+    """token_count / (row_count * tokens of the row) at each valid token; 0 elsewhere.
+
+    A mean over `token_count` tokens with these weights is the mean over `row_count` responses of the mean over each one's
+    tokens (Shao et al. 2024, equation 3). Both counts are of the whole minibatch, of which `mask` may be a part.
+    """
+    lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(mask, token_count / (row_count * lengths), 0.0)

@@ -1,4 +1,7 @@
-"""The clipped policy objective and the terms beside it. Every loss is a sum over valid tokens / the global token count."""
+"""The clipped policy objective and the terms beside it. Every loss is a sum over valid tokens / the global token count.
+
+`weights`, where given, weigh each token's loss: see `masking.sequence_weights`.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +20,7 @@ class PolicyLoss:
     loss: Float[Tensor, ""]
     clip_fraction: Float[Tensor, ""]
     approx_kl: Float[Tensor, ""]
-    """k3 estimate of KL(old || new), per token."""
+    """k3 estimate of KL(old || new) per token: at the positions of the batch, over the tokens that old would draw there."""
     ratio_max_error: Float[Tensor, ""]
     """Largest |ratio - 1|."""
 
@@ -33,12 +36,16 @@ def policy_loss(
     clip_high: float,
     dual_clip: float | None,
     importance: Float[Tensor, "batch time"] | None,
+    weights: Float[Tensor, "batch time"] | None = None,
+    stale_ratio: Float[Tensor, "batch time"] | None = None,
 ) -> PolicyLoss:
     """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) (Schulman et al. 2017, equation 7).
 
     Separate bounds follow DAPO (Yu et al. 2025). With `dual_clip` c the objective is at least c * A where A < 0 (Ye et al.
-    2020, equation 5). `importance` weighs each token (truncated importance sampling). The log-ratio is masked before it
-    is exponentiated: 0 * inf in the backward pass would be not a number.
+    2020, equation 5). `importance` weighs each token (truncated importance sampling). `stale_ratio` is old / drawn, the
+    probability of a token now over that when an older version drew it: it makes `approx_kl` a mean over old's own
+    tokens, and nothing else. The log-ratio is masked before it is exponentiated: 0 * inf in the backward pass would be
+    not a number.
     """
     log_ratio = _masked_log_ratio(logprobs, old_logprobs, loss_mask)
     ratio = log_ratio.exp()
@@ -48,10 +55,10 @@ def policy_loss(
     objective = torch.minimum(unclipped, clipped)
     if dual_clip is not None:
         objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
-    weighted = objective if importance is None else objective * torch.where(loss_mask, importance, 0.0)
+    weighted = _weighted(_weighted(objective, importance, loss_mask), weights, loss_mask)
     with torch.no_grad():
         inactive = objective != unclipped
-        approx_kl = torch.expm1(log_ratio) - log_ratio
+        approx_kl = _weighted(torch.expm1(log_ratio) - log_ratio, stale_ratio, loss_mask)
         error = torch.where(loss_mask, (ratio - 1.0).abs(), 0.0)
     return PolicyLoss(
         loss=-masked_sum(weighted, loss_mask) / token_count,
@@ -73,11 +80,22 @@ def importance_weights(
     return torch.where(loss_mask, ratio.clamp(max=cap), 0.0)
 
 
+def probability_ratio(
+    new: Float[Tensor, "batch time"], drawn: Float[Tensor, "batch time"], where: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    """exp(new - drawn), detached, at the tokens of `where`; 1 elsewhere."""
+    return _masked_log_ratio(new, drawn, where).detach().exp()
+
+
 def entropy_bonus(
-    entropy: Float[Tensor, "batch time"], loss_mask: Bool[Tensor, "batch time"], *, token_count: int
+    entropy: Float[Tensor, "batch time"],
+    loss_mask: Bool[Tensor, "batch time"],
+    *,
+    token_count: int,
+    weights: Float[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean entropy per token, to be subtracted from the loss."""
-    return masked_sum(entropy, loss_mask) / token_count
+    return masked_sum(_weighted(entropy, weights, loss_mask), loss_mask) / token_count
 
 
 def kl_loss(
@@ -87,11 +105,17 @@ def kl_loss(
     *,
     kind: Estimator,
     token_count: int,
+    weights: Float[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean KL estimate per token, to be added to the loss."""
     reference = torch.where(loss_mask, ref_logprobs, 0.0)
     policy = torch.where(loss_mask, logprobs, 0.0)
-    return masked_sum(kl_estimate(policy, reference, kind=kind), loss_mask) / token_count
+    estimate = kl_estimate(policy, reference, kind=kind)
+    return masked_sum(_weighted(estimate, weights, loss_mask), loss_mask) / token_count
+
+
+def _weighted(x: Tensor, weights: Tensor | None, loss_mask: Tensor) -> Tensor:
+    return x if weights is None else x * torch.where(loss_mask, weights, 0.0)
 
 
 def _masked_log_ratio(new: Tensor, old: Tensor, loss_mask: Tensor) -> Tensor:

@@ -25,17 +25,23 @@ def value_loss(
     *,
     token_count: int,
     clip: float | None,
+    weights: Float[Tensor, "batch time"] | None = None,
 ) -> ValueLoss:
-    """0.5 * max((V - R)^2, (old + clamp(V - old, -clip, clip) - R)^2), as in the reference code of PPO (baselines, ppo2)."""
+    """0.5 * max((V - R)^2, (old + clamp(V - old, -clip, clip) - R)^2), as in the reference code of PPO (baselines, ppo2).
+
+    `weights`, where given, weigh each token's loss: see `masking.sequence_weights`.
+    """
     values, old_values, returns = (torch.where(loss_mask, x, 0.0) for x in (values, old_values, returns))
     error = (values - returns).square()
+    each = torch.ones_like(error) if weights is None else weights
     if clip is None:
-        return ValueLoss(loss=0.5 * masked_sum(error, loss_mask) / token_count, clip_fraction=error.new_zeros(()))
+        loss = 0.5 * masked_sum(each * error, loss_mask) / token_count
+        return ValueLoss(loss=loss, clip_fraction=error.new_zeros(()))
     clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
     # Inside the bound, `clipped` differs from `error` by rounding alone.
     active = (((values - old_values).abs() > clip) & (clipped > error)).to(error.dtype)
     return ValueLoss(
-        loss=0.5 * masked_sum(torch.maximum(error, clipped), loss_mask) / token_count,
+        loss=0.5 * masked_sum(each * torch.maximum(error, clipped), loss_mask) / token_count,
         clip_fraction=masked_sum(active, loss_mask).detach() / token_count,
     )
 

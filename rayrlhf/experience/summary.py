@@ -1,10 +1,12 @@
 """What scored trajectories say when read: rows for people, figures for an evaluation."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from rayrlhf.algorithms.pass_rate import is_binary, pass_rate
 from rayrlhf.types import ScoredTrajectory
 
 
@@ -54,7 +56,23 @@ def evaluation_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         metrics["eval/gold"] = float(np.mean(golds))
-    return metrics
+    return metrics | _pass_metrics(scored)
+
+
+def _pass_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
+    """The pass rate with its interval; nothing where a score is neither 0 nor 1."""
+    if not is_binary([item.verdict for item in scored]):
+        return {}
+    by_prompt: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for item in scored:
+        by_prompt[item.trajectory.sample_id.step, item.trajectory.sample_id.prompt_id].append(item.verdict)
+    rate = pass_rate(list(by_prompt.values()))
+    return {
+        "eval/pass_rate": rate.value,
+        "eval/pass_rate_low": rate.low,
+        "eval/pass_rate_high": rate.high,
+        "eval/pass_n": float(rate.count),
+    }
 
 
 def judged_values(scored: Sequence[ScoredTrajectory]) -> list[float]:

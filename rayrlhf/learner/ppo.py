@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.kl import adapt_kl_coef
+from rayrlhf.algorithms.masking import sequence_weights
 from rayrlhf.algorithms.policy_loss import entropy_bonus, kl_loss, policy_loss
 from rayrlhf.algorithms.rewards import RunningMoments
 from rayrlhf.algorithms.seeds import derive_seed
@@ -29,6 +30,7 @@ from rayrlhf.learner.ppo_batch import (
     batch_figures,
     make_batch,
     make_targets,
+    pass_figures,
     rows_or_nothing,
     sequences_of,
 )
@@ -89,19 +91,30 @@ class PPOLearner:
                 f"Update {step} cannot follow version {self.version}: each step is trained once, in order."
             )
         config = self._config
+        # The order in which samples come says how they were spread over workers: it must not deal the minibatches.
+        scored = sorted(scored, key=lambda item: item.trajectory.sample_id)
         batch = make_batch(scored, mask_truncated=config.truncation == "mask")
         estimates = self._estimate(batch)
         metrics = batch_figures(batch, estimates, scored, version=self.version)
-        moments = None
-        if config.normalize_reward and len(batch.trained_rows):
-            moments = self._moments = self._moments.update(batch.scores[batch.trained_rows].numpy())
-        targets, figures = make_targets(batch, estimates, config, kl_coef=self._kl_coef, moments=moments)
+        metrics |= pass_figures(scored, k=config.samples_per_prompt)
+        seen = batch.scored_rows(config.truncation)
+        if config.normalize_reward and seen.any():
+            self._moments = self._moments.update(batch.scores[seen].numpy())
+        targets, figures = make_targets(
+            batch,
+            estimates,
+            config,
+            kl_coef=self._kl_coef,
+            moments=self._moments if config.normalize_reward else None,
+            version=self.version,
+        )
         metrics |= figures | {"kl/coef": self._kl_coef}
         metrics |= self._optimise(batch, estimates, targets, step=step)
         if config.kl.controller == "adaptive":
             self._kl_coef = adapt_kl_coef(
                 self._kl_coef,
-                kl=metrics["kl/reference"],
+                # Absent where the batch is too old to tell: then that of the policies that drew it, a few updates back.
+                kl=metrics.get("kl/reference", metrics["kl/behaviour"]),
                 target=config.kl.target,
                 horizon=config.kl.horizon,
                 samples=len(scored),
@@ -162,19 +175,19 @@ class PPOLearner:
     def _minibatch(
         self, batch: PPOBatch, estimates: Estimates, targets: Targets, rows: list[int], *, step: int
     ) -> dict[str, float]:
-        """One optimizer update of each model; every loss is a share of one over the minibatch's global token count."""
-        count = int(batch.loss_mask[rows].sum())
+        """One optimizer update of each model; every loss is a share of one over the whole minibatch's tokens and rows."""
+        counts = (int(batch.loss_mask[rows].sum()), len(rows))
         learn_policy = step >= self._critic_warmup
         sums = torch.zeros(5, dtype=torch.float64)
         ratio_error = 0.0
         for indices, micro in self._micro_batches(batch, rows):
             if learn_policy:
-                loss, figures, error = self._policy_share(batch, targets, indices, micro, count)
+                loss, figures, error = self._policy_share(batch, targets, indices, micro, counts)
                 self._policy.backward(loss)
                 sums[:3] += figures
                 ratio_error = max(ratio_error, error)
             if self._critic is not None:
-                sums[3:] += self._critic_share(estimates, targets, indices, micro, count)
+                sums[3:] += self._critic_share(estimates, targets, indices, micro, counts)
         total = all_reduce_sum([float(x) for x in sums], self._ranks)
         metrics: dict[str, float] = {}
         if learn_policy:
@@ -195,9 +208,10 @@ class PPOLearner:
         return metrics
 
     def _policy_share(
-        self, batch: PPOBatch, targets: Targets, indices: list[int], micro: MicroBatch, count: int
+        self, batch: PPOBatch, targets: Targets, indices: list[int], micro: MicroBatch, counts: tuple[int, int]
     ) -> tuple[Tensor, Tensor, float]:
         config = self._config
+        weights = self._loss_weights(micro, counts)
         outputs = policy_forward(
             self._policy.model,
             micro,
@@ -210,25 +224,34 @@ class PPOLearner:
             _like(micro, targets.denominator, indices),
             _like(micro, targets.advantages, indices),
             micro.loss_mask,
-            token_count=count,
+            token_count=counts[0],
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
             importance=None if targets.importance is None else _like(micro, targets.importance, indices),
+            weights=weights,
+            stale_ratio=None if targets.stale_ratio is None else _like(micro, targets.stale_ratio, indices),
         )
         loss = parts.loss
         if outputs.entropy is not None:
-            loss = loss - config.entropy_coef * entropy_bonus(outputs.entropy, micro.loss_mask, token_count=count)
+            loss = loss - config.entropy_coef * entropy_bonus(
+                outputs.entropy, micro.loss_mask, token_count=counts[0], weights=weights
+            )
         if config.kl.placement == "loss" and self._kl_coef > 0:
             reference = _like(micro, batch.ref_logprobs, indices)
             loss = loss + self._kl_coef * kl_loss(
-                outputs.logprobs, reference, micro.loss_mask, kind=config.kl.estimator, token_count=count
+                outputs.logprobs,
+                reference,
+                micro.loss_mask,
+                kind=config.kl.estimator,
+                token_count=counts[0],
+                weights=weights,
             )
         figures = torch.stack([parts.loss.detach(), parts.clip_fraction, parts.approx_kl]).double().cpu()
         return loss, figures, float(parts.ratio_max_error)
 
     def _critic_share(
-        self, estimates: Estimates, targets: Targets, indices: list[int], micro: MicroBatch, count: int
+        self, estimates: Estimates, targets: Targets, indices: list[int], micro: MicroBatch, counts: tuple[int, int]
     ) -> Tensor:
         assert self._critic is not None
         parts = value_loss(
@@ -236,11 +259,18 @@ class PPOLearner:
             _like(micro, estimates.values, indices),
             _like(micro, targets.returns, indices),
             micro.loss_mask,
-            token_count=count,
+            token_count=counts[0],
             clip=self._config.value_clip,
+            weights=self._loss_weights(micro, counts),
         )
         self._critic.backward(parts.loss)
         return torch.stack([parts.loss.detach(), parts.clip_fraction]).double().cpu()
+
+    def _loss_weights(self, micro: MicroBatch, counts: tuple[int, int]) -> Tensor | None:
+        """What each token's loss weighs beside 1 / tokens; `counts` are the minibatch's tokens and responses."""
+        if self._config.loss_aggregation == "token":
+            return None
+        return sequence_weights(micro.loss_mask, token_count=counts[0], row_count=counts[1])
 
     def _moved_too_far(self, history: list[dict[str, float]]) -> bool:
         limit = self._config.target_kl

@@ -1,5 +1,6 @@
 """A batch of experience as the PPO learner holds it: what came in, and what was estimated from it before the update."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rayrlhf.algorithms.advantages import gae, group_advantages
-from rayrlhf.algorithms.kl import kl_estimate
-from rayrlhf.algorithms.masking import masked_mean, masked_sum, whiten
-from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
-from rayrlhf.algorithms.policy_loss import importance_weights
+from rayrlhf.algorithms.advantages import equal_scores, gae, group_advantages
+from rayrlhf.algorithms.kl import kl_estimate, sampled_kl
+from rayrlhf.algorithms.masking import masked_mean, whiten
+from rayrlhf.algorithms.mismatch import mismatch_quantiles
+from rayrlhf.algorithms.pass_rate import is_binary, pass_at_k, pass_rate
+from rayrlhf.algorithms.policy_loss import importance_weights, probability_ratio
 from rayrlhf.algorithms.rewards import RunningMoments, normalize_scores, penalize_truncated, token_rewards
 from rayrlhf.algorithms.value_loss import explained_variance
 from rayrlhf.config import PPOConfig
@@ -39,11 +41,18 @@ class PPOBatch:
     truncated: Bool[Tensor, " batch"]
     groups: Int[Tensor, " batch"]
     """Which samples answer the same prompt."""
+    versions: Int[Tensor, "batch time"]
+    """The policy version that drew each response token; -1 elsewhere."""
 
     @property
     def trained_rows(self) -> Int[Tensor, " trained"]:
         """Which samples are trained; the others reach no mean, no deviation and no baseline either."""
         return self.loss_mask.any(dim=1).nonzero().squeeze(1)
+
+    def scored_rows(self, truncation: str) -> Bool[Tensor, " batch"]:
+        """Which samples are trained on their score; the score of another reaches nothing, the running moments included."""
+        trained = self.loss_mask.any(dim=1)
+        return trained & ~self.truncated if truncation == "bootstrap" else trained
 
 
 def rows_or_nothing(sequences: Sequence[np.ndarray], starts: Sequence[int], indices: Sequence[int]) -> MicroBatch:
@@ -74,6 +83,8 @@ class Targets:
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"]
     importance: Float[Tensor, "batch time"] | None
+    stale_ratio: Float[Tensor, "batch time"] | None
+    """Probability of a token under the denominator over that when an older version drew it; None where none did."""
 
 
 def make_batch(scored: Sequence[ScoredTrajectory], *, mask_truncated: bool) -> PPOBatch:
@@ -97,7 +108,17 @@ def make_batch(scored: Sequence[ScoredTrajectory], *, mask_truncated: bool) -> P
         scores=torch.tensor([item.score for item in scored], dtype=torch.float32),
         truncated=truncated,
         groups=torch.tensor([numbers[prompt] for prompt in prompts]),
+        versions=torch.full(whole.loss_mask.shape, -1).masked_scatter(
+            whole.loss_mask, torch.from_numpy(np.concatenate([_versions(t) for t in trajectories]))
+        ),
     )
+
+
+def _versions(trajectory: Trajectory) -> np.ndarray:
+    versions = np.full(len(trajectory.response_ids), -1, dtype=np.int64)
+    for span in trajectory.version_spans:
+        versions[span.start : span.end] = span.version
+    return versions
 
 
 def _check_finite(item: ScoredTrajectory) -> None:
@@ -124,19 +145,24 @@ def spread(rows: Sequence[np.ndarray], mask: Bool[Tensor, "batch time"]) -> Floa
     return torch.zeros(mask.shape).masked_scatter(mask, flat)
 
 
-def gathered(values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> list[np.ndarray]:
-    """The reverse of `spread`."""
-    return [row[valid].numpy() for row, valid in zip(values, mask, strict=True)]
-
-
 def make_targets(
-    batch: PPOBatch, estimates: Estimates, config: PPOConfig, *, kl_coef: float, moments: RunningMoments | None
+    batch: PPOBatch,
+    estimates: Estimates,
+    config: PPOConfig,
+    *,
+    kl_coef: float,
+    moments: RunningMoments | None,
+    version: int | None = None,
 ) -> tuple[Targets, dict[str, float]]:
-    """Rewards, advantages and returns of a batch, and their figures."""
+    """Rewards, advantages and returns of a batch, and their figures.
+
+    Tokens of a version other than `version`, where given, are stale.
+    """
     mask = batch.loss_mask
     kl = torch.where(mask, kl_estimate(estimates.old_logprobs, batch.ref_logprobs, kind="k1"), 0.0)
     scores = normalize_scores(batch.scores, moments, clip=config.reward_clip)
     scores = penalize_truncated(scores, batch.truncated, penalty=config.missing_eos_penalty)
+    scores = torch.where(batch.scored_rows(config.truncation), scores, 0.0)
     reward_kl_coef = kl_coef if config.kl.placement == "reward" else 0.0
     rewards = token_rewards(scores, kl, mask, kl_coef=reward_kl_coef)
     kept = batch.trained_rows
@@ -152,7 +178,13 @@ def make_targets(
         figures["critic/value_mean"] = float(masked_mean(estimates.values, mask))
     else:
         per_response = torch.zeros_like(scores)
-        per_response[kept] = group_advantages(rewards.sum(dim=1)[kept], batch.groups[kept], kind=config.advantage)
+        per_response[kept] = group_advantages(
+            scores[kept],
+            batch.groups[kept],
+            kind=config.advantage,
+            scale=config.scale,
+            penalties=reward_kl_coef * kl.sum(dim=1)[kept],
+        )
         advantages = torch.where(mask, per_response.unsqueeze(1), 0.0)
         returns = torch.zeros_like(advantages)
     mean = masked_mean(advantages, mask)
@@ -169,22 +201,30 @@ def make_targets(
     if cap is not None:
         importance = importance_weights(denominator, batch.rollout_logprobs, mask, cap=cap)
         figures["mismatch/importance_weight"] = float(masked_mean(importance, mask))
-    return Targets(denominator=denominator, advantages=advantages, returns=returns, importance=importance), figures
+    stale = mask & (batch.versions != version) if version is not None else torch.zeros_like(mask)
+    targets = Targets(
+        denominator=denominator,
+        advantages=advantages,
+        returns=returns,
+        importance=importance,
+        stale_ratio=probability_ratio(denominator, batch.rollout_logprobs, stale) if stale.any() else None,
+    )
+    return targets, figures
 
 
 def batch_figures(
     batch: PPOBatch, estimates: Estimates, scored: Sequence[ScoredTrajectory], *, version: int
 ) -> dict[str, float]:
-    """What a batch is like, before anything is made of it."""
+    """What a batch is like, before version `version` of the learner is trained on it.
+
+    Samples come from the versions that drew them, up to `ppo.max_staleness` before the learner's: a figure of the
+    learner's policy weighs their tokens, or keeps to those of its own version, and is absent where too little is left.
+    """
     trajectories = [item.trajectory for item in scored]
     lengths = [len(t.response_ids) for t in trajectories]
-    mask = batch.response_mask
-    kl = kl_estimate(estimates.old_logprobs, batch.ref_logprobs, kind="k1")
     figures = {
         "reward/score": float(batch.scores.mean()),
         "reward/score_std": float(batch.scores.std(correction=0)),
-        "kl/reference": float(masked_sum(kl, mask) / len(scored)),
-        "kl/reference_token": float(masked_mean(kl, mask)),
         "policy/entropy": estimates.entropy,
         "rollout/length": float(np.mean(lengths)),
         "rollout/length_max": float(max(lengths)),
@@ -198,11 +238,77 @@ def batch_figures(
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         figures["reward/gold"] = float(np.mean(golds))
-    gap: Mismatch = mismatch_quantiles(gathered(batch.rollout_logprobs, mask), gathered(estimates.old_logprobs, mask))
-    return figures | {
+    figures |= _group_figures(batch)
+    return figures | _kl_figures(batch, estimates, version) | _mismatch_figures(batch, estimates, version)
+
+
+def pass_figures(scored: Sequence[ScoredTrajectory], *, k: int) -> dict[str, float]:
+    """Pass rate and pass@k of a batch; nothing where a score is neither 0 nor 1."""
+    scores = [item.verdict for item in scored]
+    if not is_binary(scores):
+        return {}
+    by_prompt: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for item, score in zip(scored, scores, strict=True):
+        sample = item.trajectory.sample_id
+        by_prompt[sample.step, sample.prompt_id].append(score)
+    groups = list(by_prompt.values())
+    rate = pass_rate(groups)
+    figures = {
+        "reward/pass_rate": rate.value,
+        "reward/pass_rate_low": rate.low,
+        "reward/pass_rate_high": rate.high,
+        "reward/pass_n": float(rate.count),
+    }
+    best = pass_at_k(groups, k)
+    if k > 1 and best is not None:
+        figures |= {
+            "reward/pass_at_k": best.value,
+            "reward/pass_at_k_low": best.low,
+            "reward/pass_at_k_high": best.high,
+            "reward/pass_at_k_n": float(best.count),
+        }
+    return figures
+
+
+def gathered(values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> list[np.ndarray]:
+    """The reverse of `spread`."""
+    return [row[valid].numpy() for row, valid in zip(values, mask, strict=True)]
+
+
+def _kl_figures(batch: PPOBatch, estimates: Estimates, version: int) -> dict[str, float]:
+    mask = batch.response_mask
+    stale = batch.versions != version
+    log_weights = torch.where(stale, estimates.old_logprobs - batch.rollout_logprobs, 0.0)
+    k1 = kl_estimate(estimates.old_logprobs, batch.ref_logprobs, kind="k1")
+    figures = {"kl/behaviour": float((batch.rollout_logprobs - batch.ref_logprobs)[mask].double().sum() / len(mask))}
+    kl = sampled_kl(gathered(k1, mask), gathered(log_weights, mask))
+    return figures if kl is None else figures | {"kl/reference": kl.response, "kl/reference_token": kl.token}
+
+
+def _mismatch_figures(batch: PPOBatch, estimates: Estimates, version: int) -> dict[str, float]:
+    """Tokens of older versions differ by what was learnt since, which is no fault of the engine."""
+    current = batch.response_mask & (batch.versions == version)
+    if not current.any():
+        return {}
+    gap = mismatch_quantiles(gathered(batch.rollout_logprobs, current), gathered(estimates.old_logprobs, current))
+    return {
         "mismatch/p50": gap.p50,
         "mismatch/p95": gap.p95,
         "mismatch/p99": gap.p99,
         "mismatch/max": gap.max,
         "mismatch/outside": gap.outside,
+    }
+
+
+def _group_figures(batch: PPOBatch) -> dict[str, float]:
+    """Over prompts with at least two responses; a group whose scores are all equal teaches a group baseline nothing."""
+    scores, groups = batch.scores[batch.trained_rows], batch.groups[batch.trained_rows]
+    names, sizes = groups.unique(return_counts=True)
+    several = sizes >= 2
+    if not several.any():
+        return {}
+    deviations = torch.stack([scores[groups == name].double().std() for name in names[several]])
+    return {
+        "reward/groups_equal": float(equal_scores(scores, groups)[several].double().mean()),
+        "reward/group_std": float(deviations.mean()),
     }

@@ -214,7 +214,8 @@ class PPOLoop:
             self._ledger.train(step, (sample_id for chunk in chunks for sample_id in chunk.sample_ids))
             metrics |= await self._context.recorder.samples(step + 1, refs)
             metrics |= await self._publish()
-            self._worst_mismatch_p99 = max(self._worst_mismatch_p99, metrics["mismatch/p99"])
+            # Absent where no token of the batch is of the learner's own version: then only the gate has measured.
+            self._worst_mismatch_p99 = max(self._worst_mismatch_p99, metrics.get("mismatch/p99", 0.0))
             metrics |= self._phase_seconds.pop(step) | {"time/learner": trained - taken}
             await self._advance(step + 1)
             if (step + 1) % self._config.ppo.evaluate_every == 0 or step + 1 == last:

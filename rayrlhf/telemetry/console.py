@@ -92,7 +92,6 @@ class Progress:
         self._first: int | None = None
         self._told = float("-inf")
         self._live: RichProgress | None = None
-        self._figures: dict[str, str] = {}
         self._speeds: deque[tuple[float, float]] = deque(maxlen=_SPEED_STEPS)
         """Tokens and seconds of the newest steps."""
         if console.is_terminal:
@@ -122,12 +121,13 @@ class Progress:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` steps are done, with their figures."""
-        self._figures |= _figures(metrics, _SHOWN) | self._speed(metrics)
+        # Of this step alone: a figure that is absent now must not be read as this step's.
+        shown = _figures(metrics, _SHOWN) | self._speed(metrics)
         if any(key in metrics for key in _EVALUATED):
             self._tell(step, evaluation_line(metrics))
         if "time/checkpoint" in metrics:
             self._tell(step, f"checkpoint written in {metrics['time/checkpoint']:.1f} s")
-        figures = "  ".join(f"{name} {value}" for name, value in self._figures.items())
+        figures = "  ".join(f"{name} {value}" for name, value in shown.items())
         if self._live is not None:
             self._live.update(self._task, completed=step, figures=figures)
             return

@@ -2,6 +2,10 @@
 
 A name that is not here is refused by the sinks, so this table is the whole vocabulary. `sum` and `max` say how values
 from several processes combine; `mean` values are averages over the global batch already, `last` values are facts.
+
+Of whom a figure speaks: a mean over the responses of a batch estimates the expectation under the policy versions that
+drew them, which with `ppo.max_staleness` > 0 are older than the learner's. Figures that speak of the learner's own policy
+say so, and how they come to it from samples of older ones; they are absent from a step that cannot tell.
 """
 
 from dataclasses import dataclass
@@ -21,49 +25,113 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     # what is being optimised
-    "reward/score": Metric("mean", "score", "Raw reward-model score of the responses trained on."),
+    "reward/score": Metric("mean", "score", "Raw score of the batch's responses: of the versions that drew them."),
     "reward/score_std": Metric("mean", "score", "Standard deviation of the raw score over the batch."),
+    "reward/groups_equal": Metric(
+        "mean",
+        "share",
+        "Prompts whose trained responses all have the same raw score, of those with several: a group baseline learns "
+        "nothing from them.",
+    ),
+    "reward/group_std": Metric(
+        "mean",
+        "score",
+        "Sample standard deviation of the raw score among the responses to one prompt, mean over the prompts with "
+        "several trained ones.",
+    ),
+    "reward/pass_rate": Metric(
+        "mean",
+        "share",
+        "Chance that a response of the versions that drew the batch passes: share of scores 1. It and the figures below "
+        "are there only where every score is 0 or 1.",
+    ),
+    "reward/pass_rate_low": Metric("mean", "share", "Lower end of its 95 % interval (Wilson, prompts as clusters)."),
+    "reward/pass_rate_high": Metric("mean", "share", "Upper end of the same."),
+    "reward/pass_n": Metric("sum", "responses", "Responses it is the share of."),
+    "reward/pass_at_k": Metric(
+        "mean",
+        "share",
+        "Chance that at least one of k = ppo.samples_per_prompt responses to a prompt passes, of the versions that drew "
+        "the batch (Chen et al. 2021, equation 1).",
+    ),
+    "reward/pass_at_k_low": Metric("mean", "share", "Lower end of its 95 % interval (Wilson, over prompts)."),
+    "reward/pass_at_k_high": Metric("mean", "share", "Upper end of the same."),
+    "reward/pass_at_k_n": Metric("sum", "prompts", "Prompts with k scored responses, which it is the mean over."),
     "reward/spread": Metric("mean", "score", "Standard deviation over the members of a reward-model ensemble."),
     "reward/gold": Metric("mean", "gold", "Known true reward of the same responses; for reporting alone."),
-    "reward/total": Metric("mean", "reward", "Shaped reward of a response: normalised score, penalties and KL."),
+    "reward/total": Metric(
+        "mean",
+        "reward",
+        "Reward a response is trained on: normalised score, penalties and, where it is in the reward, the KL.",
+    ),
     "reward/loss": Metric("mean", "nats", "Loss of the reward model on its preferences."),
     "reward/accuracy": Metric("mean", "share", "Training pairs the reward model orders as labelled."),
     "reward/margin": Metric("mean", "score", "Score of the chosen minus score of the rejected response."),
     # the policy
     "policy/nll": Metric("mean", "nats/token", "Supervised next-token loss."),
-    "policy/loss": Metric("mean", "", "Clipped policy objective."),
-    "policy/entropy": Metric("mean", "nats/token", "Entropy of the policy at the sampled positions."),
+    "policy/loss": Metric("mean", "", "Clipped policy objective over the batch's tokens, weighted as it is trained."),
+    "policy/entropy": Metric(
+        "mean",
+        "nats/token",
+        "Entropy of the learner's policy before the update, exact at each position; mean over the positions that the "
+        "versions that drew the batch came to.",
+    ),
     "policy/approx_kl": Metric(
-        "mean", "nats/token", "k3 estimate of KL(old policy || new policy) over the update's passes."
+        "mean",
+        "nats/token",
+        "KL(old || new) of the policy before the update and over its passes: k3 estimate over old's tokens, those of older "
+        "versions weighted by old / drawn, at the positions of the batch. Old is the denominator of the ratio.",
     ),
-    "policy/clip_fraction": Metric("mean", "share", "Tokens whose probability ratio was clipped."),
+    "policy/clip_fraction": Metric("mean", "share", "Tokens of the batch whose probability ratio was clipped."),
     "policy/ratio_max_error": Metric(
-        "max", "", "Largest |ratio - 1| in the first minibatch of an update; zero but for rounding."
+        "max",
+        "",
+        "Largest |ratio - 1| in the first minibatch of an update; zero but for rounding where old_logprobs=recompute.",
     ),
-    "policy/advantage_mean": Metric("mean", "", "Mean advantage before whitening."),
+    "policy/advantage_mean": Metric("mean", "", "Mean advantage over the batch's trained tokens, before whitening."),
     "policy/advantage_std": Metric("mean", "", "Standard deviation of the advantages before whitening."),
     "policy/epochs": Metric("last", "passes", "Passes over the batch before the KL limit stopped them."),
     # the critic
     "critic/loss": Metric("mean", "", "Clipped squared error of the values."),
-    "critic/explained_variance": Metric("mean", "share", "1 - Var(return - value) / Var(return)."),
+    "critic/explained_variance": Metric(
+        "mean",
+        "share",
+        "1 - Var(return - value) / Var(return) over the batch's tokens; the returns are of the versions that drew it.",
+    ),
     "critic/clip_fraction": Metric("mean", "share", "Tokens whose value was clipped."),
-    "critic/value_mean": Metric("mean", "reward", "Mean value before the update."),
+    "critic/value_mean": Metric("mean", "reward", "Mean value over the batch's tokens before the update."),
     # distance to the reference, and nothing else
-    "kl/reference": Metric("mean", "nats/response", "Summed k1 estimate of KL(policy || reference) per response."),
-    "kl/reference_token": Metric("mean", "nats/token", "The same per token."),
+    "kl/reference": Metric(
+        "mean",
+        "nats/response",
+        "KL(policy || reference) of whole responses, the policy being the learner's before the update: k1 estimate, tokens "
+        "of older versions brought to it by per-decision importance weights; absent where these leave too few effective "
+        "responses.",
+    ),
+    "kl/reference_token": Metric("mean", "nats/token", "The same over the mean response length; absent with it."),
+    "kl/behaviour": Metric(
+        "mean",
+        "nats/response",
+        "KL(behaviour policy || reference) of whole responses: k1 estimate for the versions that drew the batch, by the "
+        "engine's log-probs. Equal to kl/reference, but for rounding, where staleness is 0.",
+    ),
     "kl/coef": Metric("last", "", "Coefficient of the KL term."),
     # engine against learner
     "mismatch/p50": Metric(
         "mean",
         "nats",
-        "Median |engine - learner| log-prob of the sampled tokens; the same weights when staleness is 0.",
+        "Median |engine - learner| log-prob over the batch's tokens of the learner's own version, so of the same tokens "
+        "and weights; it and the four below are absent where the batch holds none.",
     ),
     "mismatch/p95": Metric("mean", "nats", "95th percentile of the same."),
     "mismatch/p99": Metric("mean", "nats", "99th percentile of the same."),
     "mismatch/max": Metric("max", "nats", "Largest of the same."),
     "mismatch/outside": Metric("mean", "share", "Tokens whose probability ratio lies outside [0.9, 1.1]."),
     "mismatch/importance_weight": Metric(
-        "mean", "", "Mean truncated importance weight; 1 when no correction is applied."
+        "mean",
+        "",
+        "min(old / drawn, cap), mean over the batch's tokens: at most 1 in expectation, and below it by what is cut off; "
+        "1 where no correction is applied.",
     ),
     # responses
     "rollout/length": Metric("mean", "tokens", "Mean response length."),
@@ -113,7 +181,15 @@ METRICS: dict[str, Metric] = {
     "eval/nll": Metric("mean", "nats/token", "Held-out supervised loss."),
     "eval/loss": Metric("mean", "nats", "Held-out loss of the reward model."),
     "eval/accuracy": Metric("mean", "share", "Held-out pairs ordered as labelled."),
-    "eval/score": Metric("mean", "score", "Reward-model score on held-out prompts."),
+    "eval/score": Metric("mean", "score", "Raw score on held-out prompts, answered by the version of that step."),
+    "eval/pass_rate": Metric(
+        "mean",
+        "share",
+        "Chance that a response to a held-out prompt passes: share of scores 1; there only where every score is 0 or 1.",
+    ),
+    "eval/pass_rate_low": Metric("mean", "share", "Lower end of its 95 % interval (Wilson, prompts as clusters)."),
+    "eval/pass_rate_high": Metric("mean", "share", "Upper end of the same."),
+    "eval/pass_n": Metric("sum", "responses", "Responses it is the share of."),
     "eval/spread": Metric("mean", "score", "Spread of the reward-model ensemble on held-out prompts."),
     "eval/judge": Metric("mean", "score", "The guard's reward model, which is never rewarded, on held-out prompts."),
     "guard/distance": Metric("last", "sqrt(nats)", "sqrt(KL) of the held-out responses from the reference."),
@@ -123,7 +199,11 @@ METRICS: dict[str, Metric] = {
     "guard/beta": Metric("last", "", "beta of the same."),
     "guard/trips": Metric("last", "times", "Times the guard has acted."),
     "eval/gold": Metric("mean", "gold", "Gold reward on held-out prompts."),
-    "eval/kl": Metric("mean", "nats/response", "KL to the reference on held-out prompts."),
+    "eval/kl": Metric(
+        "mean",
+        "nats/response",
+        "KL(policy || reference) of whole responses to held-out prompts: k1 estimate for the version of that step.",
+    ),
     "eval/length": Metric("mean", "tokens", "Response length on held-out prompts."),
     "eval/truncated": Metric("mean", "share", "Responses cut at max_new_tokens on held-out prompts."),
     "eval/distinct_2": Metric("mean", "share", "Distinct word pairs over all word pairs of the held-out responses."),

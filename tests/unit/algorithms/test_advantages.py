@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayrlhf.algorithms.advantages import gae, group_advantages
+from rayrlhf.algorithms.advantages import equal_scores, gae, group_advantages
 
 DOUBLE = torch.float64
 
@@ -79,3 +79,48 @@ def test_a_group_without_spread_gives_no_advantage() -> None:
         torch.testing.assert_close(group_advantages(rewards, groups, kind=kind), torch.zeros(4))
     alone = group_advantages(torch.tensor([2.0, 5.0]), torch.tensor([0, 1]), kind="rloo")
     torch.testing.assert_close(alone, torch.zeros(2))
+
+
+def test_without_a_scale_grpo_only_subtracts_the_mean_of_its_group() -> None:
+    """Dr. GRPO, equation 3."""
+    scores, groups = np.array([1.0, 0.0, 0.0, 0.5, 0.9, 0.1]), np.array([0, 0, 0, 0, 1, 1])
+    found = group_advantages(torch.from_numpy(scores), torch.from_numpy(groups), kind="grpo", scale="none")
+    np.testing.assert_allclose(found, [0.625, -0.375, -0.375, 0.125, 0.4, -0.4], rtol=1e-12)
+
+
+def test_penalties_are_part_of_the_reward_but_not_of_its_deviation() -> None:
+    """In all but grpo this is the advantage of score - penalty; there a coefficient keeps its meaning in every group."""
+    rng = np.random.default_rng(3)
+    scores, penalties, groups = rng.normal(size=8), rng.normal(size=8), np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    scores[:4] = 1.0
+    s, p, g = (torch.from_numpy(x) for x in (scores, penalties, groups))
+    for kind in ("rloo", "reinforce"):
+        torch.testing.assert_close(
+            group_advantages(s, g, kind=kind, penalties=p), group_advantages(s - p, g, kind=kind)
+        )
+    torch.testing.assert_close(
+        group_advantages(s, g, kind="grpo", scale="none", penalties=p),
+        group_advantages(s - p, g, kind="grpo", scale="none"),
+    )
+    found = group_advantages(s, g, kind="grpo", penalties=p)
+    of_scores = group_advantages(s, g, kind="grpo")
+    for group in (slice(0, 4), slice(4, 8)):
+        np.testing.assert_allclose((of_scores - found)[group], penalties[group] - penalties[group].mean(), atol=1e-12)
+    np.testing.assert_allclose(found[:4], penalties[:4].mean() - penalties[:4], atol=1e-12)
+
+
+@pytest.mark.parametrize("score", [0.1, 0.3, 5.0, -7.3, 1e4, 0.0])
+def test_rounding_among_equal_scores_is_no_advantage(score: float) -> None:
+    """A scorer pads the same text otherwise from batch to batch: its float32 scores differ in the last bits."""
+    exact = torch.full((3,), score)
+    rounded = exact * torch.tensor([1.0, 1.0 + 3e-7, 1.0 - 2e-7])
+    groups = torch.zeros(3, dtype=torch.long)
+    for scores in (exact, rounded):
+        assert equal_scores(scores, groups).tolist() == [True]
+        assert group_advantages(scores, groups, kind="grpo").tolist() == [0.0, 0.0, 0.0]
+
+
+def test_small_scores_that_differ_are_not_equal() -> None:
+    scores, groups = torch.tensor([0.0, 1e-4, 1.0, 1.001, 2.0]), torch.tensor([9, 9, 2, 2, 5])
+    assert equal_scores(scores, groups).tolist() == [False, True, False]
+    assert group_advantages(scores, groups, kind="grpo")[:4].abs().min() > 0.5

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrlhf.algorithms.kl import adapt_kl_coef, kl_estimate
-from rayrlhf.algorithms.masking import masked_mean, whiten
+from rayrlhf.algorithms.masking import masked_mean, masked_sum, sequence_weights, whiten
 from rayrlhf.algorithms.mismatch import mismatch_quantiles
 from rayrlhf.algorithms.rewards import RunningMoments, normalize_scores, penalize_truncated, token_rewards
 from rayrlhf.algorithms.schedule import lr_multiplier
@@ -28,6 +28,15 @@ def test_whitening_is_over_valid_tokens_of_the_whole_batch() -> None:
     np.testing.assert_allclose(whiten(x, SOME, shift_mean=False)[SOME], expected + 3.0, rtol=1e-6)
     assert float(masked_mean(x, SOME)) == 3.0
     assert float(masked_mean(x, torch.zeros_like(SOME))) == 0.0
+
+
+def test_sequence_weights_make_a_mean_over_tokens_one_over_responses() -> None:
+    x = torch.tensor([[1.0, 2.0, float("nan")], [6.0, float("inf"), -9.0]], dtype=DOUBLE)
+    weights = sequence_weights(SOME, token_count=3, row_count=2)
+    assert float(masked_sum(torch.where(SOME, weights * x, 0.0), SOME) / 3) == pytest.approx((1.5 + 6.0) / 2)
+    parts = [sequence_weights(row.unsqueeze(0), token_count=3, row_count=2) for row in SOME]
+    assert torch.equal(torch.cat(parts), weights), "a part of a minibatch weighs as it does in the whole"
+    assert not sequence_weights(torch.zeros_like(SOME), token_count=3, row_count=2).any()
 
 
 def test_k1_and_k3_are_unbiased_and_k3_is_positive() -> None:

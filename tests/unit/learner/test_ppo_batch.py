@@ -12,12 +12,20 @@ from learner_lab import hand_made, run_config, scored
 from rayrlhf.algorithms.rewards import RunningMoments
 from rayrlhf.config import PPOConfig
 from rayrlhf.errors import NonFiniteError
-from rayrlhf.learner.ppo_batch import Estimates, PPOBatch, batch_figures, make_batch, make_targets
+from rayrlhf.learner.ppo_batch import Estimates, PPOBatch, batch_figures, make_batch, make_targets, pass_figures
+from rayrlhf.telemetry.metrics import check_names
 from rayrlhf.types import SampleId, ScoredTrajectory
 
 
 def settings(**ppo: Any) -> PPOConfig:
-    return run_config({"normalize_reward": False, "whiten_advantages": False, **ppo}).ppo
+    """Neither normalisation, and the KL in the reward, whatever the estimator."""
+    given: dict[str, Any] = {
+        "normalize_reward": False,
+        "whiten_advantages": False,
+        "kl": {"placement": "reward"},
+        **ppo,
+    }
+    return run_config(given).ppo
 
 
 def two_samples(**second: Any) -> list[ScoredTrajectory]:
@@ -91,24 +99,66 @@ def test_kl_in_the_loss_leaves_the_reward_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
-    [("reinforce", [1.575, -1.575]), ("rloo", [3.15, -3.15]), ("grpo", [0.5**0.5, -(0.5**0.5)])],
+    ("kind", "scale", "expected"),
+    [
+        ("reinforce", "none", [1.575, -1.575]),
+        ("rloo", "none", [3.15, -3.15]),
+        ("grpo", "std", [0.5**0.5 + 0.075, -(0.5**0.5) - 0.075]),
+        ("grpo", "none", [1.575, -1.575]),
+    ],
 )
-def test_group_advantages_are_of_the_shaped_response_reward(kind: str, expected: list[float]) -> None:
-    """Rewards 2.05 and -1.1, both of one prompt; every token carries its response's advantage."""
-    found, _ = targets(two_samples(), settings(advantage=kind), kl_coef=0.1)
+def test_group_advantages_are_of_the_shaped_response_reward(kind: str, scale: str, expected: list[float]) -> None:
+    """Scores 2 and -1 of one prompt, KL -0.5 and 1 at 0.1; every token carries its response's advantage."""
+    found, _ = targets(two_samples(), settings(advantage=kind, scale=scale), kl_coef=0.1)
     assert torch.allclose(found.advantages[0, 2:], torch.full((2,), expected[0]), atol=1e-5)
     assert torch.allclose(found.advantages[1, 1:], torch.full((3,), expected[1]), atol=1e-5)
 
 
-def test_bootstrap_continues_a_cut_response_with_the_critic() -> None:
-    """gamma 1, lambda 1: the return of row 1 is its score plus the value after its last token."""
+def test_bootstrap_puts_the_value_where_it_was_cut_in_place_of_the_score() -> None:
+    """gamma 0.5, lambda 1: the last token's return is the score of row 0, and 0.5 times the end's value of row 1."""
     samples = two_samples(finish="length")
-    plain, _ = targets(samples, settings(gamma=1.0, lam=1.0), end_values=(10.0, 20.0))
-    bootstrapped, _ = targets(samples, settings(gamma=1.0, lam=1.0, truncation="bootstrap"), end_values=(10.0, 20.0))
-    assert torch.allclose(plain.returns[1, 1:], torch.full((3,), -1.0))
-    assert torch.allclose(bootstrapped.returns[1, 1:], torch.full((3,), 19.0))
-    assert torch.allclose(bootstrapped.returns[0], plain.returns[0])
+    plain, _ = targets(samples, settings(gamma=0.5, lam=1.0), end_values=(10.0, 20.0))
+    config = settings(gamma=0.5, lam=1.0, truncation="bootstrap")
+    bootstrapped, figures = targets(samples, config, end_values=(10.0, 20.0))
+    assert plain.returns[1, 1:].tolist() == [-0.25, -0.5, -1.0]
+    assert bootstrapped.returns[1, 1:].tolist() == [2.5, 5.0, 10.0]
+    assert bootstrapped.returns[0].tolist() == plain.returns[0].tolist() == [0.0, 0.0, 1.0, 2.0]
+    assert figures["reward/total"] == pytest.approx((2.0 + 0.0) / 2)
+
+
+def test_bootstrap_keeps_the_kl_of_a_cut_response() -> None:
+    """k1 is 0, 0 and 1 in row 1."""
+    config = settings(gamma=1.0, lam=1.0, truncation="bootstrap")
+    found, _ = targets(two_samples(finish="length"), config, kl_coef=0.1, end_values=(10.0, 20.0))
+    assert torch.allclose(found.returns[1, 1:], torch.full((3,), 19.9))
+
+
+def test_repeated_updates_with_bootstrap_come_to_rest_at_the_closed_form() -> None:
+    """A prompt whose answers of one token end with score 2 three times of four and are cut, back where they began, else.
+
+    The critic is a table that is set to the mean of the returns of its state: v = 3/4 * 2 + 1/4 * gamma * v.
+    """
+    rng = np.random.default_rng(0)
+    made = hand_made(8, seed=1, truncated=[3, 7], per_prompt=8)
+    one_token = [
+        scored(
+            item.trajectory.sample_id,
+            prompt=np.array([5], dtype=np.int32),
+            response=np.array([int(rng.integers(2, 9))], dtype=np.int32),
+            rollout_logprobs=np.array([-1.0]),
+            ref_logprobs=np.array([-1.0]),
+            score=2.0,
+            finish=item.trajectory.finish,
+        )
+        for item in made
+    ]
+    for gamma in (0.9, 1.0):
+        config = settings(gamma=gamma, truncation="bootstrap", samples_per_prompt=8)
+        value = 0.0
+        for _ in range(60):
+            found, _ = targets(one_token, config, values=value, end_values=[value] * 8)
+            value = float(found.returns[:, 1].mean())
+        assert value == pytest.approx(1.5 / (1.0 - 0.25 * gamma), rel=1e-5)
 
 
 def test_missing_end_is_penalised_after_the_clip() -> None:
@@ -164,18 +214,127 @@ def test_importance_corrects_only_what_the_ratio_does_not() -> None:
 def test_figures_of_a_batch() -> None:
     samples = two_samples(finish="length", version=3, gold=0.25)
     batch = make_batch(samples, mask_truncated=False)
-    figures = batch_figures(batch, estimates(batch), samples, version=4)
+    figures = batch_figures(batch, estimates(batch), samples, version=3)
     assert figures["reward/score"] == 0.5
     assert figures["reward/score_std"] == 1.5
     assert figures["reward/gold"] == 0.25
     assert figures["kl/reference"] == pytest.approx((-0.5 + 1.0) / 2)
     assert figures["kl/reference_token"] == pytest.approx(0.5 / 5)
+    assert figures["kl/behaviour"] == pytest.approx((-0.5 + 1.0) / 2)
     assert figures["rollout/length"] == 2.5
     assert figures["rollout/length_max"] == 3.0
     assert figures["rollout/truncated"] == 0.5
-    assert figures["rollout/staleness"] == 4.0
+    assert figures["rollout/staleness"] == 3.0
     assert figures["rollout/version"] == 3.0
     assert figures["mismatch/max"] == 0.0
+
+
+def grouped(*groups: tuple[float, ...], terms: str = "", cut: int = 0) -> list[ScoredTrajectory]:
+    """Responses of one token to as many prompts as there are groups; the last `cut` are truncated."""
+    samples = [
+        scored(
+            SampleId("ppo", 0, prompt, k),
+            prompt=np.array([5], dtype=np.int32),
+            response=np.array([7], dtype=np.int32),
+            rollout_logprobs=np.array([-1.0]),
+            ref_logprobs=np.array([-1.0]),
+            score=float(score),
+        )
+        for prompt, group in enumerate(groups)
+        for k, score in enumerate(group)
+    ]
+    if terms:
+        samples = [replace(item, score=item.score * 0.5, terms={terms: item.score}) for item in samples]
+    for i in range(len(samples) - cut, len(samples)):
+        samples[i] = replace(samples[i], trajectory=replace(samples[i].trajectory, finish="length"))
+    return samples
+
+
+def figures_of(samples: list[ScoredTrajectory], **options: Any) -> dict[str, float]:
+    batch = make_batch(samples, **({"mask_truncated": False} | options))
+    return batch_figures(batch, estimates(batch), samples, version=0)
+
+
+def test_groups_whose_scores_are_all_equal_are_counted() -> None:
+    figures = figures_of(grouped((1, 1, 1), (0, 0, 0), (1, 0, 0), (0.5, 0.7, 0.9), (3,)))
+    assert figures["reward/groups_equal"] == 0.5, "the prompt with one response is no group"
+    assert figures["reward/group_std"] == pytest.approx((3**-0.5 + 0.2) / 4)
+    assert "reward/groups_equal" not in figures_of(grouped((1,), (0,)))
+
+
+def test_groups_are_of_the_responses_that_are_trained() -> None:
+    """Without its cut last response the second group is equal."""
+    samples = grouped((1, 0), (1, 1, 0), cut=1)
+    assert figures_of(samples)["reward/groups_equal"] == 0.0
+    assert figures_of(samples, mask_truncated=True)["reward/groups_equal"] == 0.5
+
+
+def test_pass_figures_are_there_where_every_score_is_0_or_1() -> None:
+    samples = grouped((1, 1, 0, 0), (0, 0, 0, 0))
+    figures = pass_figures(samples, k=4)
+    check_names(figures)
+    assert figures["reward/pass_rate"] == 0.25
+    assert figures["reward/pass_at_k"] == 0.5
+    assert (figures["reward/pass_n"], figures["reward/pass_at_k_n"]) == (8.0, 2.0)
+    assert figures["reward/pass_rate_low"] < 0.25 < figures["reward/pass_rate_high"]
+    assert pass_figures(samples, k=2)["reward/pass_at_k"] == pytest.approx((1 - 1 / 6) / 2)
+    assert pass_figures(grouped((1, 1, 0.5)), k=3) == {}
+    assert "reward/pass_at_k" not in pass_figures(grouped((1,), (0,)), k=1)
+
+
+def test_a_weighted_verifier_is_still_one() -> None:
+    assert pass_figures(grouped((1, 0), terms="verify"), k=2)["reward/pass_rate"] == 0.5
+    two = [replace(item, terms={"verify": item.score, "format": 0.5}) for item in grouped((0.25, 1))]
+    assert pass_figures(two, k=2) == {}
+
+
+def test_f5_a_solved_prompt_is_not_pushed_down() -> None:
+    """Prompt 0 is solved four times; prompt 1 once, by the longest answer."""
+    lengths, scores = [4, 4, 4, 4, 8, 2, 2, 2], [1.0] * 4 + [1.0, 0.0, 0.0, 0.0]
+    samples = rows(lengths, scores, per_prompt=4)
+    for kind, others in (("grpo", [1.5, -0.5, -0.5, -0.5]), ("rloo", [1.0, -1 / 3, -1 / 3, -1 / 3])):
+        config = run_config({"advantage": kind, "samples_per_prompt": 4, "kl": {"coef": 0.0}}).ppo
+        found, _ = targets(samples, config)
+        assert per_response(found, samples) == pytest.approx([0.0] * 4 + others, abs=1e-5)
+
+
+def test_f6_kl_in_the_reward_stays_outside_of_the_group_deviation() -> None:
+    """Equal scores leave the pull of the KL at its own size, and scores keep theirs where the KL is equal."""
+    kl = [0.2, 0.4, 0.6, 0.1, 0.3, 0.3, 0.3, 0.3]
+    samples = rows([1] * 8, [1.0] * 5 + [0.0] * 3, per_prompt=4, kl=kl)
+    for coef in (0.05, 0.5):
+        config = settings(advantage="grpo", samples_per_prompt=4, kl={"placement": "reward", "coef": coef})
+        found, _ = targets(samples, config, kl_coef=coef)
+        pull = [-coef * (own - 0.325) for own in kl[:4]]
+        assert per_response(found, samples) == pytest.approx([*pull, 1.5, -0.5, -0.5, -0.5], abs=1e-5)
+    loss = run_config({"advantage": "grpo", "samples_per_prompt": 4}).ppo
+    found, _ = targets(samples, loss, kl_coef=0.05)
+    assert per_response(found, samples)[:4] == [0.0] * 4
+
+
+def rows(
+    lengths: Sequence[int], scores: Sequence[float], *, per_prompt: int, kl: Sequence[float] | None = None
+) -> list[ScoredTrajectory]:
+    """Responses of given lengths and scores, the KL of each on its first token."""
+    kl = [0.0] * len(lengths) if kl is None else kl
+    return [
+        scored(
+            SampleId("ppo", 0, i // per_prompt, i % per_prompt),
+            prompt=np.array([5], dtype=np.int32),
+            response=np.full(length, 7, dtype=np.int32),
+            rollout_logprobs=np.full(length, -1.0),
+            ref_logprobs=np.where(np.arange(length) == 0, -1.0 - own, -1.0),
+            score=score,
+        )
+        for i, (length, score, own) in enumerate(zip(lengths, scores, kl, strict=True))
+    ]
+
+
+def per_response(found: Any, samples: list[ScoredTrajectory]) -> list[float]:
+    """The advantage at each response's first token, which follows a prompt of one."""
+    assert all(len(item.trajectory.prompt_ids) == 1 for item in samples)
+    first: list[float] = found.advantages[:, 1].tolist()
+    return first
 
 
 @pytest.mark.parametrize("where", ["score", "engine", "reference"])
