@@ -72,7 +72,7 @@ def reward_curve(
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
-    """Run the stages the configuration names, in order: sft, reward, ppo."""
+    """Run the stages the configuration names, in order: sft, reward, ppo (PPO, GRPO, RLOO or REINFORCE: ppo.advantage)."""
     _stages(config, overrides, None, resume=resume, dry_run=dry_run)
 
 
@@ -84,7 +84,7 @@ def sft(config: ConfigPath, overrides: Overrides = None, resume: Resume = False)
 
 @app.command()
 def ppo(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Run PPO alone, on the run's own SFT policy and reward model."""
+    """Run PPO alone (GRPO, RLOO or REINFORCE by ppo.advantage), on the run's own SFT policy and rewards."""
     _stages(config, overrides, "ppo", resume=resume)
 
 

@@ -8,9 +8,10 @@ from rayrlhf.config.base import Node
 
 
 class TaskConfig(Node):
-    """The built-in task: an innkeeper answers guests, with a gold reward the program can compute."""
+    """A built-in task, with a gold reward the program can compute."""
 
-    name: Literal["innkeeper"] = "innkeeper"
+    name: Literal["innkeeper", "arithmetic"] = "innkeeper"
+    """innkeeper: a host answers guests, better or worse. arithmetic: sums and differences, answered rightly or wrongly."""
     demonstrations: int = Field(default=3000, ge=1)
     """Demonstrations of mixed quality for supervised fine-tuning."""
     preferences: int = Field(default=4000, ge=1)

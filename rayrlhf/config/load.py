@@ -1,6 +1,5 @@
 """From a YAML file and `key.sub=value` overrides to a checked RunConfig, or one clear sentence."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rayrlhf.config import hints
 from rayrlhf.config.root import RunConfig
 from rayrlhf.errors import ConfigError
 
@@ -79,21 +79,30 @@ def _sentence(problem: dict[str, Any]) -> str:
     path, known = _walk(problem["loc"])
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
-        hint = (
-            f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"valid keys are {', '.join(sorted(known))}"
-        )
-        return f"unknown key {key} ({hint})"
+        return hints.unknown_key(path, problem["input"], known)
+    if problem["type"] in ("union_tag_not_found", "model_attributes_type") and path[:2] == ["ppo", "rewards"]:
+        return hints.reward_term(key, problem["input"])
     if problem["type"] == "missing":
         return f"{key} is required"
+    if problem["type"] == "model_type":
+        return hints.section(key, problem["input"])
+    if problem["type"] == "string_pattern_mismatch" and path[-1] == "target":
+        return f"{key}={problem['input']!r} must have the form package.module:function"
     if problem["type"] == "union_tag_invalid":
         return f"{key}.kind={problem['ctx']['tag']!r} must be one of {problem['ctx']['expected_tags']}"
     if problem["type"] == "too_short" and isinstance(problem["input"], list):
         return f"{key} must have at least {problem['ctx']['min_length']} item"
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = (
+        problem["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("a valid dictionary", "a mapping")
+    )
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}={problem['input']!r} {message}"
+    meant = hints.estimator(problem["input"]) if key == "ppo.advantage" or path[:1] == ["stages"] else None
+    hint = f" (did you mean {meant}?)" if meant is not None else ""
+    return f"{key}={problem['input']!r} {message}{hint}"
 
 
 def _walk(location: Iterable[str | int]) -> tuple[list[str], list[str]]:

@@ -3,14 +3,14 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import DataConfig, RunConfig, SourceConfig
-from rayrlhf.data import adapters, innkeeper, preference_forms
+from rayrlhf.data import adapters, arithmetic, innkeeper, preference_forms
 from rayrlhf.data.bad_rows import BadRows
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.pair_merging import merge_pairs
@@ -22,6 +22,20 @@ from rayrlhf.types import Example, PreferenceExample, Prompt
 
 Row = TypeVar("Row", Demonstration, Preference, PromptRow)
 Record = TypeVar("Record")
+
+
+class _Task(NamedTuple):
+    build: type[innkeeper.Innkeeper] | type[arithmetic.Arithmetic]
+    gold: Callable[[str, str], float]
+    """The true reward of (prompt, response)."""
+    best_answer: Callable[[str], str]
+    """A response to a prompt with the greatest true reward."""
+
+
+_TASKS = {
+    "innkeeper": _Task(innkeeper.Innkeeper, innkeeper.gold, innkeeper.best_answer),
+    "arithmetic": _Task(arithmetic.Arithmetic, arithmetic.gold, arithmetic.best_answer),
+}
 
 
 def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
@@ -145,19 +159,21 @@ def tokenizer_texts(config: RunConfig) -> list[str]:
 
 def task_gold(config: RunConfig) -> Callable[[str, str], float] | None:
     """The built-in task's true reward of (prompt, response); None for data of one's own."""
-    return innkeeper.gold if config.data.task is not None else None
+    return None if config.data.task is None else _TASKS[config.data.task.name].gold
 
 
 def task_best_gold(config: RunConfig, prompts: Sequence[str]) -> float | None:
     """Mean of the best attainable true reward over `prompts`; None for data of one's own."""
     if config.data.task is None:
         return None
-    return float(np.mean([innkeeper.gold(prompt, innkeeper.best_answer(prompt)) for prompt in prompts]))
+    task = _TASKS[config.data.task.name]
+    return float(np.mean([task.gold(prompt, task.best_answer(prompt)) for prompt in prompts]))
 
 
-def _task(config: RunConfig) -> innkeeper.Innkeeper:
+def _task(config: RunConfig) -> innkeeper.Innkeeper | arithmetic.Arithmetic:
     assert config.data.task is not None
-    return innkeeper.Innkeeper(config.data.task, seed=config.seed, heldout_fraction=config.data.heldout_fraction)
+    build = _TASKS[config.data.task.name].build
+    return build(config.data.task, seed=config.seed, heldout_fraction=config.data.heldout_fraction)
 
 
 def _source(config: RunConfig, name: str) -> SourceConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from rayrlhf.actors.placement import role_gpus
 from rayrlhf.config import RoleConfig, RunConfig, Stage, SupervisedConfig
 from rayrlhf.telemetry.console import Console, format_bytes
+from rayrlhf.telemetry.wording import wording
 
 GIB = 2**30
 
@@ -15,20 +16,20 @@ class Plan:
     """The derived quantities of a run."""
 
     parameters: int
-    """Of the policy; the critic and the reward model are of nearly the same size."""
+    """Of the policy; a critic and a reward model are of nearly the same size."""
     device: str
     rows: Mapping[Stage, int] = field(default_factory=dict)
     """Rows each stage trains on, where they have been read."""
 
-    @property
-    def learner_bytes(self) -> int:
-        """Policy and critic in fp32: weights, gradients and two Adam moments, 16 bytes a parameter each."""
-        return 2 * 16 * self.parameters
+    def learner_bytes(self, config: RunConfig) -> int:
+        """Policy, and the critic where there is one, in fp32: weights, gradients and two Adam moments, 16 bytes a parameter."""
+        models = 2 if "ppo" in config.stages and config.ppo.uses_critic else 1
+        return models * 16 * self.parameters
 
-    @property
-    def frozen_bytes(self) -> int:
-        """Reward model and reference."""
-        return 2 * self._weight_bytes * self.parameters
+    def frozen_bytes(self, config: RunConfig) -> int:
+        """The reference, the reward models among the rewards, and the guard's."""
+        judges = sum(config.reward.members if model.path is None else 1 for model in config.ppo.reward_models)
+        return (1 + judges + (config.ppo.guard.judge is not None)) * self._weight_bytes * self.parameters
 
     @property
     def version_bytes(self) -> int:
@@ -53,11 +54,11 @@ class Plan:
 def show_plan(console: Console, config: RunConfig, plan: Plan) -> None:
     """Print the one table of a run: roles, resources, batch arithmetic, updates, estimated memory."""
     roles: list[tuple[str, int, RoleConfig, int]] = [
-        ("learner", config.learner.processes, config.learner, plan.learner_bytes // config.learner.processes)
+        ("learner", config.learner.processes, config.learner, plan.learner_bytes(config) // config.learner.processes)
     ]
     if "ppo" in config.stages:
         roles.append(("rollout", config.rollout.workers, config.rollout, plan.engine_bytes(config)))
-        roles.append(("scoring", config.scoring.workers, config.scoring, plan.frozen_bytes))
+        roles.append(("scoring", config.scoring.workers, config.scoring, plan.frozen_bytes(config)))
     rows = [
         [
             name,
@@ -87,12 +88,13 @@ def _batch_rows(config: RunConfig, counts: Mapping[Stage, int]) -> list[list[str
             )
     if "ppo" in config.stages:
         ppo = config.ppo
+        words = wording(config.model_dump(mode="json"), sft="sft" in config.stages, right_or_wrong=False)
         each = ppo.samples_per_step // ppo.minibatches
         rows.append(
             [
-                "ppo",
+                f"ppo: {words.algorithm}",
                 f"{ppo.prompts_per_step} prompts x {ppo.samples_per_prompt} samples = {ppo.samples_per_step}",
-                f"{ppo.epochs} epochs x {ppo.minibatches} minibatches of {each} = {ppo.epochs * ppo.minibatches} a step, "
+                f"{_epochs(ppo.epochs)} x {ppo.minibatches} minibatches of {each} = {ppo.epochs * ppo.minibatches} a step, "
                 f"{ppo.updates} steps, {ppo.updates * ppo.epochs * ppo.minibatches} in all",
             ]
         )
@@ -100,8 +102,12 @@ def _batch_rows(config: RunConfig, counts: Mapping[Stage, int]) -> list[list[str
 
 
 def _supervised_updates(settings: SupervisedConfig, rows: int | None) -> str:
-    epochs = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
+    epochs = _epochs(settings.epochs)
     if rows is None:
         return f"1 a step, {epochs}" + (f", at most {settings.max_steps}" if settings.max_steps else "")
     updates = settings.epochs * -(-rows // settings.prompts_per_step)
     return f"1 a step, {epochs} of {rows:,}: {min(updates, settings.max_steps or updates):,} in all"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count > 1 else ''}"

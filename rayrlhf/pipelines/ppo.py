@@ -31,7 +31,7 @@ from rayrlhf.pipelines.evaluation import Evaluator, fixed_requests, no_account, 
 from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.prompts import PromptSet
 from rayrlhf.rollout.parity import check_parity, parity_thresholds
-from rayrlhf.telemetry.console import Progress
+from rayrlhf.telemetry.console import Progress, evaluation_line
 from rayrlhf.types import RolloutRequest, SampleId
 
 
@@ -84,6 +84,7 @@ class PPOLoop:
 
     async def _start(self) -> None:
         build = self._build
+        self._context.console.note("Starting the rollout, scoring and learner processes: about half a minute.")
 
         def learner(config: RunConfig, ranks: Ranks) -> PPOLearner:
             return build(config, ranks=ranks)
@@ -97,6 +98,7 @@ class PPOLoop:
         if not self._before:
             self._before = await self._evaluate(0)
             await self._context.recorder.log("ppo", 0, self._before)
+            self._context.console.note(f"Before the first update: {evaluation_line(self._before)}.")
 
     async def _resume(self) -> None:
         if not self._context.resume:
@@ -302,6 +304,8 @@ class PPOLoop:
             "updates": self._config.ppo.updates,
             "score_before": self._before["eval/score"],
             "score_after": after["eval/score"],
+            "pass_rate_before": self._before.get("eval/pass_rate"),
+            "pass_rate_after": after.get("eval/pass_rate"),
             "gold_before": self._before.get("eval/gold"),
             "gold_after": after.get("eval/gold"),
             "gold_best": self._prompts.gold_best,

@@ -39,6 +39,7 @@ from rayrlhf.telemetry.console import Console
 from rayrlhf.telemetry.memory import MemorySampler
 from rayrlhf.telemetry.report import write_report
 from rayrlhf.telemetry.summary import write_summary
+from rayrlhf.telemetry.wording import wording
 
 
 def preflight(config: RunConfig) -> Preflight:
@@ -52,9 +53,11 @@ def preflight(config: RunConfig) -> Preflight:
     report = inspect(
         config, nodes, output_dir=Path(config.output_dir), object_store_need=plan.object_store_bytes(config)
     )
-    memory = plan.learner_bytes
+    memory = plan.learner_bytes(config)
     if "ppo" in config.stages:
-        memory += config.rollout.workers * plan.engine_bytes(config) + config.scoring.workers * plan.frozen_bytes
+        memory += config.rollout.workers * plan.engine_bytes(config) + config.scoring.workers * plan.frozen_bytes(
+            config
+        )
     offered = sum(node.resources.get("memory", 0.0) for node in nodes)
     if device == "cpu" and memory > offered:
         report.shortages.append(
@@ -89,7 +92,7 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
             ray.shutdown()
     folder.root.joinpath("failure.json").unlink(missing_ok=True)
     console.note(f"Report: {write_report(folder.root)}")
-    _show_outcome(console, summary)
+    _show_outcome(console, config, summary)
     return folder.root
 
 
@@ -169,7 +172,7 @@ def _policy_start(config: RunConfig, folder: RunFolder) -> str:
         return str(folder.model_dir("sft"))
     if config.model.path is not None:
         return config.model.path
-    raise ConfigError(f"PPO starts from {folder.model_dir('sft')}, which is not there: run the sft stage first.")
+    raise ConfigError(f"Stage ppo starts from {folder.model_dir('sft')}, which is not there: run the sft stage first.")
 
 
 def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
@@ -178,8 +181,9 @@ def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
     own = str(folder.model_dir("reward_model"))
     if any(model.path is None for model in models) and not folder.finished("reward"):
         raise ConfigError(
-            f"PPO needs a reward model and {own} is not there: run the reward stage first, or give the path of one in "
-            f"ppo.rewards=[{{kind: model, path: ...}}]."
+            f"ppo.rewards asks for the run's own reward model and {own} is not there: run the reward stage first, give the "
+            f"path of one, ppo.rewards=[{{kind: model, path: ...}}], or reward by something else, such as a verifier, "
+            f'ppo.rewards=[{{kind: function, target: "package.module:function"}}].'
         )
     return (models[0].path or own) if models else None
 
@@ -253,7 +257,7 @@ def _record_failure(folder: RunFolder, failure: BaseException) -> None:
     folder.root.joinpath("failure.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _show_outcome(console: Console, summary: dict[str, Any]) -> None:
+def _show_outcome(console: Console, config: RunConfig, summary: dict[str, Any]) -> None:
     rows = []
     stages = summary["stages"]
     if "sft" in stages:
@@ -265,8 +269,17 @@ def _show_outcome(console: Console, summary: dict[str, Any]) -> None:
         )
     if "ppo" in stages:
         ppo = stages["ppo"]
-        told = f"score {ppo['score_before']:.2f} -> {ppo['score_after']:.2f}"
-        if ppo["gold_before"] is not None:
+        right_or_wrong = ppo["pass_rate_after"] is not None
+        words = wording(config.model_dump(mode="json"), sft="sft" in stages, right_or_wrong=right_or_wrong)
+        if right_or_wrong:
+            told = f"right by {words.the_judge} {ppo['pass_rate_before']:.1%} -> {ppo['pass_rate_after']:.1%}"
+        else:
+            told = f"score by {words.the_judge} {ppo['score_before']:.2f} -> {ppo['score_after']:.2f}"
+        if ppo["gold_before"] is not None and (ppo["gold_before"], ppo["gold_after"]) != (
+            ppo["pass_rate_before"],
+            ppo["pass_rate_after"],
+        ):
             told += f", gold {ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f} (best {ppo['gold_best']:.3f})"
-        rows.append(["ppo", f"{told}, KL {ppo['kl_to_reference']:.2f} nats", f"{ppo['wall_seconds']:.0f} s"])
+        told += f", KL {ppo['kl_to_reference']:.2f} nats"
+        rows.append([f"ppo: {words.algorithm}", told, f"{ppo['wall_seconds']:.0f} s"])
     console.table("outcome", ["stage", "result", "time"], rows)

@@ -3,7 +3,8 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 from rich.console import Console as RichConsole
@@ -14,18 +15,29 @@ from rich.text import Text
 
 _SHOWN = {
     "policy/nll": ("loss", "{:.3f}"),
-    "eval/nll": ("held-out", "{:.3f}"),
     "reward/loss": ("loss", "{:.3f}"),
     "reward/accuracy": ("accuracy", "{:.3f}"),
-    "eval/accuracy": ("held-out", "{:.3f}"),
+    "reward/pass_rate": ("right", "{:.0%}"),
     "reward/score": ("score", "{:.2f}"),
     "reward/gold": ("gold", "{:.3f}"),
     "kl/reference": ("kl", "{:.2f}"),
-    "perf/tokens_per_second": ("tok/s", "{:,.0f}"),
 }
 """The figures of a progress line, by metric name."""
 
+_EVALUATED = {
+    "eval/nll": ("loss", "{:.3f}"),
+    "eval/loss": ("loss", "{:.3f}"),
+    "eval/accuracy": ("accuracy", "{:.3f}"),
+    "eval/pass_rate": ("right", "{:.1%}"),
+    "eval/score": ("score", "{:.2f}"),
+    "eval/gold": ("gold", "{:.3f}"),
+    "eval/kl": ("KL", "{:.2f} nats"),
+}
+"""The figures of an evaluation's line, by metric name."""
+
 _SECONDS_BETWEEN_LINES = 10.0
+_SPEED_STEPS = 10
+"""Steps the shown speed is taken over: a step with an evaluation or a checkpoint is much slower than the others."""
 
 
 def format_duration(seconds: float) -> str:
@@ -47,8 +59,30 @@ def format_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def evaluation_line(metrics: Mapping[str, float]) -> str:
+    """What the held-out answers say, in one line; where they are right or wrong, how many are, with the interval."""
+    told = _figures(metrics, _EVALUATED)
+    low, high = metrics.get("eval/pass_rate_low"), metrics.get("eval/pass_rate_high")
+    if low is not None and high is not None:
+        told["right"] += f" ({low:.1%} to {high:.1%})"
+    return "evaluation: " + ", ".join(f"{name} {value}" for name, value in told.items())
+
+
+def _figures(metrics: Mapping[str, float], shown: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """The figures to show by their short names; the score of right and wrong answers is their share, and told once."""
+    area = {name.split("/")[0] for name in metrics if name.endswith("/pass_rate")}
+    hidden = {f"{name}/score" for name in area}
+    hidden |= {f"{name}/gold" for name in area if metrics.get(f"{name}/gold") == metrics.get(f"{name}/score")}
+    return {
+        name: shape.format(metrics[key]) for key, (name, shape) in shown.items() if key in metrics and key not in hidden
+    }
+
+
 class Progress:
-    """The progress of one stage: a live bar on a terminal, a plain line every few seconds elsewhere."""
+    """The progress of one stage: a live bar on a terminal, a plain line every few seconds elsewhere.
+
+    Evaluations and checkpoints are a line of their own in both.
+    """
 
     def __init__(self, console: RichConsole, stage: str, total: int) -> None:
         self._console = console
@@ -58,14 +92,17 @@ class Progress:
         self._first: int | None = None
         self._told = float("-inf")
         self._live: RichProgress | None = None
-        self._figures: dict[str, str] = {}
+        self._speeds: deque[tuple[float, float]] = deque(maxlen=_SPEED_STEPS)
+        """Tokens and seconds of the newest steps."""
         if console.is_terminal:
             self._live = RichProgress(
                 TextColumn("[bold]{task.description:>6}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
+                TextColumn("elapsed"),
                 TimeElapsedColumn(),
+                TextColumn("left"),
                 TimeRemainingColumn(),
                 console=console,
             )
@@ -84,11 +121,13 @@ class Progress:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` steps are done, with their figures."""
-        # A held-out figure stands until the next; a training figure that is absent now must not be read as this step's.
-        kept = {key: text for key, text in self._figures.items() if key.startswith("eval/")}
-        self._figures = kept | {key: shape.format(metrics[key]) for key, (_, shape) in _SHOWN.items() if key in metrics}
-        shown = [(name, self._figures[key]) for key, (name, _) in _SHOWN.items() if key in self._figures]
-        figures = "  ".join(f"{name} {text}" for name, text in shown)
+        # Of this step alone: a figure that is absent now must not be read as this step's.
+        shown = _figures(metrics, _SHOWN) | self._speed(metrics)
+        if any(key in metrics for key in _EVALUATED):
+            self._tell(step, evaluation_line(metrics))
+        if "time/checkpoint" in metrics:
+            self._tell(step, f"checkpoint written in {metrics['time/checkpoint']:.1f} s")
+        figures = "  ".join(f"{name} {value}" for name, value in shown.items())
         if self._live is not None:
             self._live.update(self._task, completed=step, figures=figures)
             return
@@ -99,9 +138,21 @@ class Progress:
             return
         self._told = now
         remaining = (now - self._started) / max(1, step - self._first) * (self._total - step)
-        self._console.print(
-            f"{self._stage} {step}/{self._total}  {figures}  eta {format_duration(remaining)}", highlight=False
-        )
+        self._tell(step, f"{figures}  eta {format_duration(remaining)}")
+
+    def _tell(self, step: int, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {self._stage} {step}/{self._total}  {text}"
+        self._console.print(line, highlight=False, markup=False)
+
+    def _speed(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Tokens per second over the newest steps together."""
+        if "perf/tokens_per_second" in metrics:
+            seconds = metrics.get("time/step", 1.0)
+            self._speeds.append((metrics["perf/tokens_per_second"] * seconds, seconds))
+        if not self._speeds:
+            return {}
+        tokens, seconds = (sum(column) for column in zip(*self._speeds, strict=True))
+        return {"tok/s": f"{tokens / seconds:,.0f}"}
 
 
 class Console:

@@ -34,7 +34,7 @@ def write_report(run_dir: Path) -> Path:
         _verdict(record),
         figures("What was optimised", objective_figures(record)),
         _before_and_after(record),
-        figures("Supervised fine-tuning and reward model", supervised_figures(record)),
+        figures(_supervised_title(record), supervised_figures(record)),
         figures("The reward model, judged by held-out preferences", evaluation_figures(record.evaluation)),
         figures("The updates", update_figures(record)),
         figures("The machine", system_figures(record)),
@@ -51,8 +51,18 @@ def write_report(run_dir: Path) -> Path:
     )
 
 
+def _supervised_title(record: RunRecord) -> str:
+    names = {"sft": "Supervised fine-tuning", "reward": "reward model"}
+    title = " and ".join(name for stage, name in names.items() if record.stages.get(stage))
+    return title[:1].upper() + title[1:]
+
+
 def _subtitle(record: RunRecord) -> str:
-    units = {"sft": "SFT, {} steps", "reward": "reward model, {} steps", "ppo": "PPO, {} updates"}
+    units = {
+        "sft": "SFT, {} steps",
+        "reward": "reward model, {} steps",
+        "ppo": f"{record.words.algorithm}, {{}} updates",
+    }
     told = [
         units[stage].format(f"{record.stages[stage][-1]['step']:,}") for stage in units if record.stages.get(stage)
     ] or ["nothing logged yet"]
@@ -98,33 +108,48 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
         facts = {
             "score_before": first["eval/score"],
             "score_after": last["eval/score"],
+            "pass_rate_before": first.get("eval/pass_rate"),
+            "pass_rate_after": last.get("eval/pass_rate"),
             "gold_before": first.get("eval/gold"),
             "gold_after": last.get("eval/gold"),
             "kl_to_reference": last.get("eval/kl"),
         }
     found = []
+    words = record.words
     if facts.get("score_before") is not None and facts.get("score_after") is not None:
-        change = f"{signed(facts['score_before'])} → {signed(facts['score_after'])}"
-        found.append(tile("Score, SFT → PPO", change, "reward model, held-out prompts"))
-    if facts.get("gold_before") is not None and facts.get("gold_after") is not None:
-        found.append(_gold_tile(facts))
+        if facts.get("pass_rate_before") is not None and facts.get("pass_rate_after") is not None:
+            change = f"{facts['pass_rate_before']:.0%} → {facts['pass_rate_after']:.0%}"
+            found.append(tile(f"Right answers, {words.course}", change, _pass_note(record)))
+        else:
+            change = f"{signed(facts['score_before'])} → {signed(facts['score_after'])}"
+            found.append(tile(f"Score, {words.course}", change, f"{words.judge}, held-out prompts"))
+    if facts.get("gold_before") is not None and facts.get("gold_after") is not None and not record.gold_is_score:
+        found.append(_gold_tile(facts, words.course))
     if facts.get("kl_to_reference") is not None:
         found.append(tile("KL to the reference", f"{facts['kl_to_reference']:.2f}", "nats per response"))
     return found
 
 
-def _gold_tile(facts: Row) -> str:
+def _pass_note(record: RunRecord) -> str:
+    """Of the newest evaluation: how many answers, and how well the share is known."""
+    low, high, count = (record.last("ppo", f"eval/pass_{name}") for name in ("rate_low", "rate_high", "n"))
+    if low is None or high is None or count is None:
+        return f"{record.words.judge}, held-out prompts"
+    return f"{record.words.judge}, {count:,.0f} held-out answers; 95 % interval {100 * low:.0f} to {high:.0%}"
+
+
+def _gold_tile(facts: Row, course: str) -> str:
     before, after, best = facts["gold_before"], facts["gold_after"], facts.get("gold_best")
     change = f"{signed(before)} → {signed(after)}"
     if best is None or best <= before:
-        return tile("Gold, SFT → PPO", change, "true reward, held-out prompts")
+        return tile(f"Gold, {course}", change, "true reward, held-out prompts")
     judged = facts.get("gold_confirmed")
     closed = ((after if judged is None else judged) - before) / (best - before)
     width = 100.0 * min(max(closed, 0.0), 1.0)
     bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
     share = f"{closed:.0%}".replace("-", "−")
     anew = "" if judged is None else f", by other answers of the same policy: {signed(judged)}"
-    return tile("Gold, SFT → PPO", change, f"{share} of the gap to the best, {best:.2f}{anew}", bar=bar)
+    return tile(f"Gold, {course}", change, f"{share} of the gap to the best, {best:.2f}{anew}", bar=bar)
 
 
 def _verdict(record: RunRecord) -> str:
@@ -143,32 +168,38 @@ def _before_and_after(record: RunRecord) -> str:
     pairs = [(row, after[sample]) for row in first.answers if (sample := str(row["sample_id"])) in after]
     if not pairs:
         return ""
-    columns = ("Before: the SFT policy" if first.step == 0 else f"At update {first.step}", f"After {last.step} updates")
-    shown = _pair_table(pairs[:_EXAMPLES], columns)
+    before = f"Before: {record.words.starting_policy}" if first.step == 0 else f"At update {first.step}"
+    columns = (before, f"After {last.step} updates")
+    told = record.right_or_wrong
+    shown = _pair_table(pairs[:_EXAMPLES], columns, right_or_wrong=told)
     rest = pairs[_EXAMPLES:_MOST_EXAMPLES]
-    more = f"<details><summary>{len(rest)} more</summary>{_pair_table(rest, columns)}</details>" if rest else ""
+    hidden = _pair_table(rest, columns, right_or_wrong=told)
+    more = f"<details><summary>{len(rest)} more</summary>{hidden}</details>" if rest else ""
     note = f"The first {len(pairs[:_EXAMPLES])} of {len(pairs)} held-out prompts, not selected."
     return f'<h2>Before and after, side by side</h2><div class="card"><p class="prompt">{note}</p>{shown}{more}</div>'
 
 
-def _pair_table(pairs: Sequence[tuple[Row, Row]], columns: tuple[str, str]) -> str:
+def _pair_table(pairs: Sequence[tuple[Row, Row]], columns: tuple[str, str], *, right_or_wrong: bool) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("Prompt", *columns))
     rows = "".join(
         f'<tr><td class="prompt text">{escape(str(before["prompt"]))}</td>'
-        f'<td data-label="{escape(columns[0])}">{_answer(before)}</td>'
-        f'<td data-label="{escape(columns[1])}">{_answer(after)}</td></tr>'
+        f'<td data-label="{escape(columns[0])}">{_answer(before, right_or_wrong)}</td>'
+        f'<td data-label="{escape(columns[1])}">{_answer(after, right_or_wrong)}</td></tr>'
         for before, after in pairs
     )
     return f'<table class="pairs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _answer(row: Row) -> str:
+def _answer(row: Row, right_or_wrong: bool) -> str:
     response = str(row["response"]).strip()
     text = f'<span class="text">{escape(response)}</span>' if response else '<span class="empty">empty</span>'
-    chips = [
-        f'<span class="chip {name}">{name} {signed(row[name])}</span>'
-        for name in ("score", "gold")
-        if row.get(name) is not None
+    chips, names = [], ["score", "gold"]
+    if right_or_wrong and row.get("score") in (0.0, 1.0):
+        verdict = "right" if row["score"] else "wrong"
+        chips.append(f'<span class="chip {verdict}">{verdict}</span>')
+        names = ["gold"] if row.get("gold") != row["score"] else []
+    chips += [
+        f'<span class="chip {name}">{name} {signed(row[name])}</span>' for name in names if row.get(name) is not None
     ]
     if row.get("finish") == "length":
         chips.append('<span class="chip cut">cut at the length limit</span>')

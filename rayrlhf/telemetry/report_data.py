@@ -1,14 +1,17 @@
 """What a run's folder holds, read for its report; a run under way or broken off is read as far as it got."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rayrlhf.telemetry.metrics import METRICS
+from rayrlhf.telemetry.wording import Wording, wording
 
 Row = dict[str, Any]
 
@@ -46,6 +49,32 @@ class RunRecord:
     """The evaluation whose policy was exported; None where the stage has not ended."""
     failure: str | None
     """Why the run ended, if it ended in an error and did not go on since."""
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether all scores are: every evaluation, or before the first every batch, has a share of right answers."""
+        for area in ("eval", "reward"):
+            rows = [row for row in self.stages.get("ppo", []) if row.get(f"{area}/score") is not None]
+            if rows:
+                return all(row.get(f"{area}/pass_rate") is not None for row in rows)
+        return False
+
+    @property
+    def gold_is_score(self) -> bool:
+        """Whether the true reward is what was rewarded, as with a verifier of a built-in task: the same at every evaluation."""
+        pairs = [(row.get("eval/gold"), row.get("eval/score")) for row in self.stages.get("ppo", [])]
+        known = [(gold, score) for gold, score in pairs if gold is not None and score is not None]
+        return bool(known) and all(math.isclose(gold, score, abs_tol=1e-9) for gold, score in known)
+
+    @property
+    def words(self) -> Wording:
+        """How the run is spoken of."""
+        try:
+            config = yaml.safe_load(self.config) or {}
+        except yaml.YAMLError:
+            config = {}
+        sft = "sft" in self.stages or "sft" in config.get("stages", []) or not config
+        return wording(config, sft=sft, right_or_wrong=self.right_or_wrong)
 
     def has(self, stage: str, name: str) -> bool:
         """Whether any row of the stage carries a number of that name."""

@@ -78,6 +78,8 @@ class Curve:
     x: np.ndarray
     y: np.ndarray
     look: Literal["line", "noisy", "marks"] = "line"
+    band: tuple[np.ndarray, np.ndarray] | None = None
+    """marks: the lower and the upper end of each point's interval."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ def _draw_curve(axis: Axes, curve: Curve) -> None:
             clip_on=False,
             zorder=4,
         )
+        if curve.band is not None:
+            axis.vlines(curve.x, *curve.band, color=curve.colour, linewidth=1.4, alpha=0.6, zorder=3)
     elif curve.look == "noisy" and len(curve.x) >= 8:
         axis.scatter(curve.x, curve.y, s=9, color=curve.colour, alpha=0.3, linewidths=0)
         axis.plot(running_mean(curve.x), running_mean(curve.y), color=curve.colour, label=curve.label)

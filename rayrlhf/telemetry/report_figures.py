@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rayrlhf.telemetry.pass_figures import groups, right_answers
 from rayrlhf.telemetry.report_data import RunRecord
 from rayrlhf.telemetry.report_drawing import (
     BLUE,
@@ -17,7 +18,7 @@ from rayrlhf.telemetry.report_drawing import (
     draw_panels,
     draw_stack,
 )
-from rayrlhf.telemetry.report_verdict import sft_spread
+from rayrlhf.telemetry.report_verdict import start_spread
 
 _BARS = 80
 _KL_AXIS = "KL to the reference, nats per response (square-root scale)"
@@ -32,8 +33,8 @@ _PHASES = (
 
 
 def objective_figures(record: RunRecord) -> list[Drawn]:
-    """Score and gold: against the distance from the reference, and over the updates."""
-    figures = (_against_kl(record), _over_updates(record), _guarded(record))
+    """Score and gold: against the distance from the reference, and over the updates; right answers and groups."""
+    figures = (right_answers(record), _against_kl(record), _over_updates(record), groups(record), _guarded(record))
     return [figure for figure in figures if figure is not None]
 
 
@@ -55,7 +56,7 @@ def supervised_figures(record: RunRecord) -> list[Drawn]:
 
 
 def update_figures(record: RunRecord) -> list[Drawn]:
-    """What the PPO updates did to the responses, the policy and the critic."""
+    """What the updates did to the responses, the policy and the critic."""
     figures = (
         (
             "Response length",
@@ -159,27 +160,30 @@ def _panel(
 
 
 def _against_kl(record: RunRecord) -> Drawn | None:
-    score, gold = sft_spread(record, "score"), sft_spread(record, "gold")
-    if score is not None and gold is not None:
+    words = record.words
+    score, gold = start_spread(record, "score"), start_spread(record, "gold")
+    if score is not None and gold is not None and not record.gold_is_score:
         curves = [*_by_kl(record, "score", BLUE, score), *_by_kl(record, "gold", GOLD, gold)]
         return Drawn(
-            "Proxy and gold against the distance from the reference",
-            "Gain over the SFT policy, in standard deviations of its held-out answers, so that the two can be "
+            "Score and gold against the distance from the reference",
+            f"Gain over {words.starting_policy}, in standard deviations of its held-out answers, so that the two can be "
             "compared. Dots: training batches, with their trend; large dots: held-out prompts. Gold that turns down "
-            "while the proxy rises is over-optimisation.",
+            "while the score rises is over-optimisation.",
             draw_panels([Panel("gain, standard deviations", curves)], xlabel=_KL_AXIS, tall=True, root_scale=True),
         )
+    score_label = "share right" if record.right_or_wrong else "score"
     panels = [
         Panel(label, curves)
-        for label, what, colour in (("reward-model score", "score", BLUE), ("gold", "gold", GOLD))
-        if (curves := _by_kl(record, what, colour, (0.0, 1.0)))
+        for label, what, colour in ((score_label, "score", BLUE), ("gold", "gold", GOLD))
+        if not (what == "gold" and record.gold_is_score) and (curves := _by_kl(record, what, colour, (0.0, 1.0)))
     ]
     if not panels:
         return None
+    judged = "Right answers" if record.right_or_wrong else "Score"
     return Drawn(
-        "Score against the distance from the reference"
+        f"{judged} against the distance from the reference"
         if len(panels) == 1
-        else "Proxy and gold against the distance from the reference",
+        else "Score and gold against the distance from the reference",
         "Dots: training batches, with their trend; large dots: held-out prompts.",
         draw_panels(panels, xlabel=_KL_AXIS, tall=True, root_scale=True),
     )
@@ -196,8 +200,9 @@ def _guarded(record: RunRecord) -> Drawn | None:
     fitted = fine * (alpha - beta * np.log(fine))
     peak = f", greatest at √KL = {np.exp(alpha / beta - 1.0):.1f}" if beta > 0 and alpha / beta < 5 else ""
     return Drawn(
-        "The guard's judge, which is never rewarded",
-        f"Gains over the SFT policy on the held-out prompts, and R(d) = d (α − β log d) through the judge's, d = √KL: "
+        "The guard's judge" if record.gold_is_score else "The guard's judge, which is never rewarded",
+        f"Gains over {record.words.starting_policy} on the held-out prompts, and R(d) = d (α − β log d) through the "
+        f"judge's, d = √KL: "
         f"α = {alpha:.3f}, β = {beta:.3f}{peak}.",
         draw_panels(
             [
@@ -211,7 +216,7 @@ def _guarded(record: RunRecord) -> Drawn | None:
 
 
 def _by_kl(record: RunRecord, what: str, colour: str, spread: tuple[float, float]) -> list[Curve]:
-    label = "proxy: reward-model score" if what == "score" else "gold: true reward"
+    label = f"score: {record.words.judge}" if what == "score" else "gold: true reward"
     mean, deviation = spread
     curves = []
     training = record.columns("ppo", "kl/reference", f"reward/{what}")
@@ -228,7 +233,9 @@ def _by_kl(record: RunRecord, what: str, colour: str, spread: tuple[float, float
 def _over_updates(record: RunRecord) -> Drawn | None:
     best = record.summary.get("stages", {}).get("ppo", {}).get("gold_best")
     panels = [
-        _panel(record, "ppo", "score", ("reward/score", "training", BLUE), held_out="eval/score"),
+        None
+        if record.right_or_wrong  # which have a figure of their own
+        else _panel(record, "ppo", "score", ("reward/score", "training", BLUE), held_out="eval/score"),
         _panel(
             record,
             "ppo",
@@ -236,7 +243,9 @@ def _over_updates(record: RunRecord) -> Drawn | None:
             ("reward/gold", "training", GOLD),
             held_out="eval/gold",
             level=None if best is None else (best, "best attainable"),
-        ),
+        )
+        if not record.gold_is_score
+        else None,
         _panel(record, "ppo", "KL, nats", ("kl/reference", "training", VIOLET), held_out="eval/kl"),
     ]
     present = [panel for panel in panels if panel is not None]
@@ -244,8 +253,9 @@ def _over_updates(record: RunRecord) -> Drawn | None:
         return None
     return Drawn(
         "Over the updates",
-        "Score, gold where the task has one, and KL to the reference per response. "
-        "Update 0 is the SFT policy; held-out prompts are answered with the same sampling every time."
+        ("" if record.right_or_wrong else f"Score by {record.words.the_judge}, gold where the task has it. ")
+        + "KL to the reference per response. "
+        f"Update 0 is {record.words.starting_policy}; held-out prompts are answered with the same sampling every time."
         + ("" if record.exported_step is None else f" The exported policy is that of update {record.exported_step}."),
         draw_panels(present, xlabel="update", tall=True),
     )

@@ -1,4 +1,4 @@
-"""Whether the true reward followed the proxy, in words: from the held-out evaluations, noise allowed for."""
+"""Whether the true reward followed the proxy, or right answers rose, in words: from the held-out evaluations."""
 
 import math
 from dataclasses import dataclass
@@ -15,6 +15,10 @@ _SHARE_OF_RANGE = 0.1
 """Where single answers are unknown, a change counts beyond this share of the range of all evaluations."""
 
 
+_MANY_EQUAL = 0.5
+"""Share of groups with nothing to teach from which on the reader is told."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One finding."""
@@ -25,8 +29,10 @@ class Verdict:
 
 
 def judge(record: RunRecord) -> Verdict | None:
-    """Compare score and gold over the evaluations; None where there are fewer than two."""
+    """Compare score and gold over the evaluations, or count right answers; None where there are fewer than two."""
     rows = [row for row in record.stages.get("ppo", []) if row.get("eval/score") is not None]
+    if len(rows) >= 2 and record.right_or_wrong and (record.gold_is_score or not record.has("ppo", "eval/gold")):
+        return _by_right_answers(record, rows)
     gold_rows = [row for row in rows if row.get("eval/gold") is not None]
     kept = [row for row in gold_rows if record.exported_step is None or row["step"] <= record.exported_step]
     if len(gold_rows) >= 2 and len(kept) < len(gold_rows):
@@ -39,10 +45,50 @@ def judge(record: RunRecord) -> Verdict | None:
     return Verdict(
         "neutral",
         "No gold reward to judge by",
-        f"The reward model's score on the held-out prompts went from {before} to {after}{_at_kl(rows[-1])}. This task has "
-        f"no gold reward: whether the policy got better or only learnt to please the reward model is for the answers "
-        f"below to show.",
+        f"The score of the held-out answers by {record.words.the_judge} went from {before} to {after}{_at_kl(rows[-1])}. "
+        f"This task has no gold reward: whether the policy got better or only learnt to please what it is rewarded by is "
+        f"for the answers below to show.",
     )
+
+
+def _by_right_answers(record: RunRecord, rows: list[Row]) -> Verdict:
+    """With a verifier the score is the goal itself: nothing stands between them that could be over-optimised."""
+    first, last = rows[0], rows[-1]
+    peak = max(rows, key=lambda row: row["eval/pass_rate"])
+    before, top, after = (f"{row['eval/pass_rate']:.0%}" for row in (first, peak, last))
+    known = _interval(last)
+    if _direction(record, rows, peak, last, "score") < 0:
+        return Verdict(
+            "bad",
+            "Right answers became fewer",
+            f"Of the held-out answers {before} were right at first, {top} at update {peak['step']} and {after}{known} at "
+            f"update {last['step']}{_at_kl(last)}.",
+        )
+    if _direction(record, rows, first, last, "score") > 0:
+        equal = record.last("ppo", "reward/groups_equal")
+        solved = (
+            f" In {equal:.0%} of the last groups all answers scored alike, which teach nothing: harder prompts would "
+            f"teach more."
+            if equal is not None and equal > _MANY_EQUAL
+            else ""
+        )
+        return Verdict(
+            "good",
+            f"Right answers rose from {before} to {after}",
+            f"Of {record.words.starting_policy}'s held-out answers {before} were right, of those after {last['step']} "
+            f"updates of {record.words.algorithm} {after}{known}{_at_kl(last)}.{solved}",
+        )
+    return Verdict(
+        "neutral",
+        "No change beyond noise",
+        f"Of the held-out answers {before} were right at first and {after}{known} after {last['step']} updates"
+        f"{_at_kl(last)}.",
+    )
+
+
+def _interval(row: Row) -> str:
+    low, high = row.get("eval/pass_rate_low"), row.get("eval/pass_rate_high")
+    return "" if low is None or high is None else f" (95 % interval {100 * low:.0f} to {high:.0%})"
 
 
 def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
@@ -66,7 +112,7 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
             "bad",
             "The score rose without gold",
             f"On the held-out prompts the score rose from {score}, but gold did not move beyond noise ({gold})"
-            f"{_at_kl(last)}: the reward model is being pleased, not the true goal.",
+            f"{_at_kl(last)}: what is rewarded is being pleased, not the true goal.",
         )
     if gold_moved > 0:
         return Verdict(
@@ -108,7 +154,7 @@ def _kept(record: RunRecord, rows: list[Row], kept: list[Row]) -> Verdict:
 
 def _fallen(peak: Row, last: Row, *, first: Row, score_moved: int) -> Verdict:
     if peak is first:
-        fall = f"gold fell from {signed(first['eval/gold'])} before PPO to {signed(last['eval/gold'])}{_at_kl(last)}"
+        fall = f"gold fell from {signed(first['eval/gold'])} before the first update to {signed(last['eval/gold'])}{_at_kl(last)}"
     else:
         fall = (
             f"gold peaked at {signed(peak['eval/gold'])} (step {peak['step']}{_at_kl(peak)}) "
@@ -139,8 +185,8 @@ def _direction(record: RunRecord, rows: list[Row], start: Row, end: Row, what: L
     return 0 if abs(change) <= noise else (1 if change > 0 else -1)
 
 
-def sft_spread(record: RunRecord, what: Literal["score", "gold"]) -> tuple[float, float] | None:
-    """Mean and standard deviation over the SFT policy's held-out answers; None where they say nothing."""
+def start_spread(record: RunRecord, what: Literal["score", "gold"]) -> tuple[float, float] | None:
+    """Mean and standard deviation over the starting policy's held-out answers; None where they say nothing."""
     values = list(_values(_at(record, 0), what).values())
     if len(values) < 8 or float(np.std(values, ddof=1)) == 0.0:
         return None
@@ -149,13 +195,13 @@ def sft_spread(record: RunRecord, what: Literal["score", "gold"]) -> tuple[float
 
 def _gains(record: RunRecord) -> str:
     gains = []
-    for name, spread in (("eval/score", sft_spread(record, "score")), ("eval/gold", sft_spread(record, "gold"))):
+    for name, spread in (("eval/score", start_spread(record, "score")), ("eval/gold", start_spread(record, "gold"))):
         last = record.last("ppo", name)
         if spread is None or last is None:
             return ""
         gains.append((last - spread[0]) / spread[1])
     return (
-        f" Measured in standard deviations of the SFT policy's answers, the score gained {gains[0]:.1f} and gold "
+        f" Measured in standard deviations of {record.words.starting_policy}'s answers, the score gained {gains[0]:.1f} and gold "
         f"{gains[1]:.1f}."
     )
 

@@ -75,7 +75,7 @@ def test_a_full_run_shows_everything(tmp_path):
     full_run(tmp_path)
     page = page_of(tmp_path)
     for title in (
-        "Proxy and gold against the distance from the reference",
+        "Score and gold against the distance from the reference",
         "Over the updates",
         "Before and after, side by side",
         "Supervised fine-tuning",
@@ -150,7 +150,7 @@ def test_ppo_without_gold_summary_or_samples(tmp_path):
 def test_gold_without_samples_is_drawn_in_its_own_units(tmp_path):
     write_ppo(tmp_path, [(0, -0.5, 0.4, 0.0), (5, 1.0, 0.6, 2.0)], samples=False)
     page = page_of(tmp_path)
-    assert "Proxy and gold against the distance from the reference" in page.titles
+    assert "Score and gold against the distance from the reference" in page.titles
     assert "standard deviations" not in page.words
 
 

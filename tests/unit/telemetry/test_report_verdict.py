@@ -2,7 +2,7 @@ import pytest
 from report_lab import write_facts, write_ppo
 
 from rayrlhf.telemetry.report_data import read_run
-from rayrlhf.telemetry.report_verdict import judge, sft_spread
+from rayrlhf.telemetry.report_verdict import judge, start_spread
 
 
 def verdict_of(tmp_path, path, **options):
@@ -46,7 +46,7 @@ def test_gold_that_falls_from_the_start(tmp_path):
     verdict = verdict_of(tmp_path, [(0, 0.0, 0.60, 0.0), (10, 1.0, 0.50, 5.0), (20, 2.0, 0.30, 9.0)])
     assert verdict.headline == "Over-optimisation"
     assert (
-        "gold fell from 0.60 before PPO to 0.30 at KL 9.0, while the score kept rising, from 0.00 to 2.00"
+        "gold fell from 0.60 before the first update to 0.30 at KL 9.0, while the score kept rising, from 0.00 to 2.00"
         in verdict.sentence
     )
 
@@ -93,4 +93,4 @@ def test_spread_of_the_sft_answers(tmp_path):
     golds = list(record.evaluations[0].golds.values())
     mean = sum(golds) / len(golds)
     deviation = (sum((gold - mean) ** 2 for gold in golds) / (len(golds) - 1)) ** 0.5
-    assert sft_spread(record, "gold") == pytest.approx((mean, deviation))
+    assert start_spread(record, "gold") == pytest.approx((mean, deviation))

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from rayrlhf.config import load_config
+from rayrlhf.telemetry.wording import Wording, wording
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def words_of(*overrides: str, config: str = "quickstart", right_or_wrong: bool = False, sft: bool = True) -> Wording:
+    resolved = load_config(CONFIGS / f"{config}.yaml", overrides)
+    return wording(resolved.model_dump(mode="json"), sft=sft, right_or_wrong=right_or_wrong)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "algorithm"),
+    [
+        ([], "PPO"),
+        (["ppo.advantage=grpo"], "GRPO"),
+        (["ppo.advantage=rloo"], "RLOO"),
+        (["ppo.advantage=reinforce"], "REINFORCE"),
+        (["ppo.advantage=grpo", "ppo.scale=none"], "Dr. GRPO"),
+        (["ppo.advantage=grpo", "ppo.scale=std"], "GRPO"),
+    ],
+)
+def test_the_algorithm_is_named(overrides: list[str], algorithm: str) -> None:
+    assert words_of(*overrides).algorithm == algorithm
+
+
+def test_what_judges_is_named() -> None:
+    assert words_of().judge == "reward models"  # the quickstart trains two
+    assert words_of("reward.members=1").the_judge == "the reward model"
+    assert words_of("ppo.rewards=[{kind: metric, name: chrf}]").the_judge == "chrF"
+    assert words_of("ppo.rewards=[{kind: metric, name: chrf}, {kind: model}]").the_judge == "the rewards"
+    assert words_of("ppo.rewards=[{kind: http, api: vllm, urls: [http://localhost]}]").judge == "reward server"
+    assert words_of(config="arithmetic_grpo").judge == "reward function"
+    assert words_of(config="arithmetic_grpo", right_or_wrong=True).the_judge == "the verifier"
+
+
+def test_no_sft_policy_where_there_was_none() -> None:
+    assert (words_of().starting_policy, words_of().course) == ("the SFT policy", "SFT → PPO")
+    words = words_of(config="arithmetic_grpo", sft=False)
+    assert (words.starting_policy, words.course) == ("the starting policy", "start → GRPO")
+
+
+def test_an_empty_configuration_is_spoken_of_as_the_defaults() -> None:
+    assert wording({}, sft=True, right_or_wrong=False) == Wording()
