@@ -29,6 +29,11 @@ class SampleId(NamedTuple):
     prompt_id: int
     k: int
 
+    @property
+    def trained(self) -> bool:
+        """Whether it is drawn to be trained on; others are drawn to judge the policy by."""
+        return self.stage == "ppo"
+
     def __str__(self) -> str:
         return f"{self.stage}-{self.step}-{self.prompt_id}-{self.k}"
 
@@ -92,7 +97,11 @@ class ScoredTrajectory:
     ref_logprobs: Float32[np.ndarray, "response"]
     """[R] the reference policy's log-probabilities of the response tokens, at the sampling temperature."""
     prompt_text: str
+    """The prompt as the policy reads it, special tokens included."""
     response_text: str
+    """What the response adds to its prompt, special tokens included but for those that end it."""
+    reference: str | None = None
+    """The prompt's known good answer, where the data has one."""
     judge: float | None = None
     """A held-out reward model's score, for the guard alone; of evaluations only."""
     gold: float | None

@@ -38,7 +38,7 @@ class ScoringWorker:
     def ready(self) -> None:
         """Load the models: a call can tell why it failed, where a constructor would only leave a dead process."""
         self._scorer = self._make()
-        self._batcher = MergingBatcher(self._each, max_items=_MERGED)
+        self._batcher = MergingBatcher(self._scorer.score_each, max_items=_MERGED)
 
     def score(self, trajectories: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
         """Score the trajectories, in order, but those that cannot be scored; together with what others ask meanwhile."""
@@ -50,13 +50,6 @@ class ScoringWorker:
             missing=tuple(answer for answer in answers if not isinstance(answer, ScoredTrajectory)),
             seconds=time.perf_counter() - started,
         )
-
-    def _each(self, trajectories: list[Trajectory]) -> list[ScoredTrajectory | tuple[SampleId, str]]:
-        """For each trajectory its scored form, or its name and why it has none."""
-        scored = self._scorer.score(trajectories)
-        found = {item.trajectory.sample_id: item for item in scored.trajectories}
-        reasons = dict(scored.missing)
-        return [found.get(t.sample_id) or (t.sample_id, reasons[t.sample_id]) for t in trajectories]
 
 
 class ScoringPool:

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from rayrlhf.config.base import Node
 
 
+SpecialTokensInText = Literal["split", "encode"]
+
+
 class TaskConfig(Node):
     """A built-in task, with a gold reward the program can compute."""
 
@@ -91,6 +94,9 @@ class DataConfig(Node):
     """Share of each source kept from training and used for evaluation, split by prompt."""
     max_prompt_tokens: int = Field(default=64, ge=1)
     """A row with a longer prompt is a bad row."""
+    special_tokens_in_text: SpecialTokensInText = "split"
+    """What the tokenizer's control strings, such as `<|im_start|>`, are where people wrote them into prompts, responses or
+    messages: split, the tokens of their letters, so that nobody's text can open or close a turn; encode, control tokens."""
     max_bad_rows: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of bad rows above which loading is an error."""
 

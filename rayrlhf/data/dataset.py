@@ -10,13 +10,15 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import DataConfig, RunConfig, SourceConfig
+from rayrlhf.config.data import SpecialTokensInText
 from rayrlhf.data import adapters, arithmetic, innkeeper, preference_forms
 from rayrlhf.data.bad_rows import BadRows
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.pair_merging import merge_pairs
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split, pair
 from rayrlhf.data.sources import RawRow, load_rows
-from rayrlhf.data.tokenizer import encode_prompt, encode_response, prompt_as_text
+from rayrlhf.data.special_tokens import ControlStrings
+from rayrlhf.data.tokenizer import control_strings_in, encode_exchange, encode_prompt, prompt_as_text
 from rayrlhf.errors import DataError
 from rayrlhf.types import Example, PreferenceExample, Prompt
 
@@ -80,11 +82,14 @@ def tokenize_demonstrations(
 ) -> list[Example]:
     """Token sequences of demonstrations; one longer than model.max_length is a bad row."""
 
+    special = config.data.special_tokens_in_text
+
     def encode(row: Demonstration) -> Example:
-        prompt, response = encode_prompt(tokenizer, row.prompt), encode_response(tokenizer, row.response)
+        prompt, (response,) = encode_exchange(tokenizer, row.prompt, [row.response], special=special)
         _check_length(len(prompt) + len(response), config.model.max_length, "prompt and response", "model.max_length")
         return Example(token_ids=np.concatenate([prompt, response]), prompt_length=len(prompt))
 
+    _tell_control_strings([(row.prompt, [row.response]) for row in rows], tokenizer, config, "the demonstrations")
     return _encode_all(rows, encode, config, "the demonstrations")
 
 
@@ -95,12 +100,15 @@ def tokenize_preferences(
     limit, overlong = config.reward_max_length, config.reward.overlong
 
     def encode(row: Preference) -> PreferenceExample:
-        found = encode_preference(row, tokenizer, cut=limit if overlong == "cut" else None)
+        cut, special = limit if overlong == "cut" else None, config.data.special_tokens_in_text
+        found = encode_preference(row, tokenizer, cut=cut, special=special)
         if overlong == "refuse":
             key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
             _check_length(found.longest, limit, "a response with its prompt", key)
         return found
 
+    texts = [(row.prompt, [response.text for response in row.responses]) for row in rows]
+    _tell_control_strings(texts, tokenizer, config, "the preferences")
     encoded = _encode_all(rows, encode, config, "the preferences")
     kept = [example for example in encoded if example.longest <= limit]
     if overlong == "drop" and len(kept) < len(encoded):
@@ -115,11 +123,16 @@ def tokenize_preferences(
 
 
 def encode_preference(
-    row: Preference, tokenizer: PreTrainedTokenizerBase, *, cut: int | None = None
+    row: Preference,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cut: int | None = None,
+    special: SpecialTokensInText = "split",
 ) -> PreferenceExample:
     """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
-    prompt = encode_prompt(tokenizer, row.prompt) if row.prompt else np.zeros(0, dtype=np.int32)
-    whole = [np.concatenate([prompt, encode_response(tokenizer, response.text)]) for response in row.responses]
+    texts = [response.text for response in row.responses]
+    prompt, responses = encode_exchange(tokenizer, row.prompt, texts, special=special)
+    whole = [np.concatenate([prompt, response]) for response in responses]
     return PreferenceExample(
         sequences=tuple(sequence[:cut] for sequence in whole),
         lengths=tuple(len(sequence) for sequence in whole),
@@ -139,12 +152,13 @@ def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBa
     numbered = {id(row): number for number, row in enumerate(rows)}
 
     def encode(row: PromptRow) -> Prompt:
-        ids = encode_prompt(tokenizer, row.prompt)
+        ids = encode_prompt(tokenizer, row.prompt, special=config.data.special_tokens_in_text)
         if not len(ids):
             raise UnusableRowError("the prompt has no tokens")
         _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
         return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
 
+    _tell_control_strings([(row.prompt, []) for row in rows], tokenizer, config, "the prompts")
     return _encode_all(rows, encode, config, "the prompts")
 
 
@@ -214,6 +228,20 @@ def _encode_all(rows: Sequence[Row], encode: Callable[[Row], Record], config: Ru
 
 def _tell(bad: BadRows) -> None:
     told = bad.settle()
+    if told is not None:
+        print(f"rayrlhf: {told}", file=sys.stderr)
+
+
+def _tell_control_strings(
+    texts: Sequence[tuple[PromptText, Sequence[str]]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    what: str,
+) -> None:
+    counted = ControlStrings(what=what, rows=len(texts))
+    for prompt, responses in texts:
+        counted.add(control_strings_in(tokenizer, prompt, responses))
+    told = counted.told(config.data.special_tokens_in_text)
     if told is not None:
         print(f"rayrlhf: {told}", file=sys.stderr)
 

@@ -19,6 +19,7 @@ def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> li
             "sample_id": str(item.trajectory.sample_id),
             "prompt": item.prompt_text,
             "response": item.response_text,
+            "reference": item.reference,
             "score": item.score,
             "terms": item.terms if len(item.terms) > 1 else None,
             "spread": item.spread,

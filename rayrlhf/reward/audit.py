@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rayrlhf.algorithms.preference_metrics import longer_accuracy
 from rayrlhf.data.dataset import encode_preference
 from rayrlhf.data.schema import Preference
+from rayrlhf.data.tokenizer import control_strings_in
 
 _FOLDS = 5
 _SUSPECTS = 20
@@ -114,12 +115,13 @@ def _lengths(
 def _template(rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How every response begins and ends once it is tokens."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    doubled = unfinished = 0
+    doubled = unfinished = control = 0
     for row in rows:
+        control += bool(control_strings_in(tokenizer, row.prompt, [response.text for response in row.responses]))
         for sequence in encode_preference(row, tokenizer).sequences:
             doubled += bos is not None and int((sequence == bos).sum()) > 1
             unfinished += int(sequence[-1]) != eos
-    return {"more_than_one_bos": doubled, "no_end_token": unfinished}
+    return {"more_than_one_bos": doubled, "no_end_token": unfinished, "control_strings": control}
 
 
 def _suspects(pairs: Sequence[Preference]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from rayrlhf.config import HttpReward
-from rayrlhf.data.tokenizer import prompt_as_text
+from rayrlhf.data.tokenizer import exchange_as_text, prompt_as_text
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 
 _TRANSIENT = (429, 500, 502, 503, 504)
@@ -69,7 +69,7 @@ class HttpTerm:
 
     def _request(self, batch: Sequence[ScoreRequest]) -> tuple[str, dict[str, Any]]:
         prompts = [prompt_as_text(request.prompt) for request in batch]
-        texts = [prompt + request.response for prompt, request in zip(prompts, batch, strict=True)]
+        texts = [exchange_as_text(request.prompt, request.response) for request in batch]
         if self._settings.api == "openrlhf":
             labels = [request.reference or "" for request in batch]
             return "/get_reward", {"query": texts, "prompts": prompts, "labels": labels}

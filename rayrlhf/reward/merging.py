@@ -14,8 +14,8 @@ class MergingBatcher(Generic[Item, Result]):
     """Whenever the scorer is free it takes everything that is waiting; each caller gets its share.
 
     There is no timer: while nobody else asks, a request runs at once, and under load batches grow by themselves. Order is
-    kept within a request. A failure goes to every caller whose request was in the batch. All batches run in one thread:
-    each further thread that computes would keep memory and worker threads of its own.
+    kept within a request. After a failure each request runs alone, so that only the caller who caused it hears of it. All
+    batches run in one thread: each further thread that computes would keep memory and worker threads of its own.
     """
 
     def __init__(self, run: Callable[[list[Item]], list[Result]], *, max_items: int) -> None:
@@ -36,13 +36,18 @@ class MergingBatcher(Generic[Item, Result]):
 
     def _work(self) -> None:
         taken = self._take()
-        if not taken:
-            return
+        if taken:
+            self._answer(taken)
+
+    def _answer(self, taken: list[tuple[Sequence[Item], Future[list[Result]]]]) -> None:
         try:
             results = self._run([item for items, _ in taken for item in items])
         except BaseException as error:  # noqa: BLE001 - it belongs to those who wait
-            for _, future in taken:
-                future.set_exception(error)
+            if len(taken) == 1:
+                taken[0][1].set_exception(error)
+                return
+            for request in taken:
+                self._answer([request])
             return
         self.batches += 1
         start = 0

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination
+from rayrlhf.config.data import SpecialTokensInText
 from rayrlhf.data.batching import collate, plan_micro_batches
 from rayrlhf.data.schema import PromptText
-from rayrlhf.data.tokenizer import encode_prompt, encode_response, load_tokenizer
+from rayrlhf.data.tokenizer import encode_exchange, encode_prompt, load_tokenizer
 from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import HEADS_FILE
@@ -32,8 +33,17 @@ MEMBERS = "members"
 class RewardModel:
     """Raw scores of token sequences, one column a member."""
 
-    def __init__(self, directory: str, *, device: str, dtype: str, micro_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        directory: str,
+        *,
+        device: str,
+        dtype: str,
+        micro_batch_tokens: int,
+        special: SpecialTokensInText = "split",
+    ) -> None:
         self.directory = directory
+        self._special = special
         self.tokenizer = load_tokenizer(directory)
         self._device = resolve_device("cuda" if device == "cuda" else "cpu")
         self._dtype = resolve_dtype(dtype, self._device)
@@ -47,13 +57,12 @@ class RewardModel:
 
     def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
         """The tokens this model reads for a prompt and a response; one that was cut has no end token."""
-        head = encode_prompt(self.tokenizer, prompt) if prompt else np.zeros(0, dtype=np.int32)
-        body = encode_response(self.tokenizer, response)
+        head, (body,) = encode_exchange(self.tokenizer, prompt, [response], special=self._special)
         return np.concatenate([head, body if finished else body[:-1]])
 
     def prompt_length(self, prompt: PromptText) -> int:
         """Tokens that this model reads before a response to the prompt."""
-        return len(encode_prompt(self.tokenizer, prompt)) if prompt else 0
+        return len(encode_prompt(self.tokenizer, prompt, special=self._special)) if prompt else 0
 
     def score(self, sequences: Sequence[np.ndarray]) -> Float[np.ndarray, "n members"]:
         """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length."""

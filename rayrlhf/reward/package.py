@@ -9,6 +9,7 @@ import numpy as np
 from rayrlhf.algorithms.preference_metrics import fit_temperature, length_slope
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_preferences
+from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import ModelError
 from rayrlhf.reward.judge import ScoredPreferences, judge, pairs_of, save_judged, score_preferences
 from rayrlhf.reward.model import RewardModel
@@ -20,7 +21,11 @@ _PROBES = 32
 def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]:
     """Write reward_stats.json and the evaluation into a trained model's directory; the figures of the evaluation."""
     model = RewardModel(
-        directory, device=device, dtype=config.scoring.dtype, micro_batch_tokens=config.scoring.micro_batch_tokens
+        directory,
+        device=device,
+        dtype=config.scoring.dtype,
+        micro_batch_tokens=config.scoring.micro_batch_tokens,
+        special=config.data.special_tokens_in_text,
     )
     heldout = load_preferences(config).heldout
     max_length = config.reward_max_length
@@ -55,7 +60,7 @@ def _probes(model: RewardModel, sequences: Sequence[np.ndarray], *, max_length: 
     chosen = [
         sequences[i] for i in by_length[np.unique(np.linspace(0, len(by_length) - 1, _PROBES).round().astype(int))]
     ]
-    texts = [model.tokenizer.decode(sequence, skip_special_tokens=False) for sequence in chosen]
+    texts = [ids_as_text(model.tokenizer, sequence) for sequence in chosen]
     read = [np.array(model.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32) for text in texts]
     kept = [
         (ids, text)

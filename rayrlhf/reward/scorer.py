@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.data.batching import collate, plan_micro_batches
 from rayrlhf.data.schema import PromptRow
+from rayrlhf.data.tokenizer import ids_as_text, prompt_as_text, response_as_text
 from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.forward import policy_forward
@@ -30,12 +31,16 @@ class WeightedTerm:
     std: float = 1.0
 
 
+Missing = tuple[SampleId, str]
+"""A trajectory without a score, and why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """What came of some trajectories: those with a score, in order, and why the others have none."""
 
     trajectories: list[ScoredTrajectory]
-    missing: list[tuple[SampleId, str]]
+    missing: list[Missing]
 
 
 class TrajectoryScorer:
@@ -67,44 +72,47 @@ class TrajectoryScorer:
 
     def score(self, trajectories: Sequence[Trajectory]) -> Scored:
         """Every term's score and the reference's log-probs; a trajectory that any term cannot score is missing."""
+        answers = self.score_each(trajectories)
+        return Scored(
+            trajectories=[answer for answer in answers if isinstance(answer, ScoredTrajectory)],
+            missing=[answer for answer in answers if not isinstance(answer, ScoredTrajectory)],
+        )
+
+    def score_each(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Missing]:
+        """`score` with an answer in the place of each trajectory, the same whatever others it comes with."""
         if not trajectories:
-            return Scored(trajectories=[], missing=[])
-        texts = [self._texts(trajectory) for trajectory in trajectories]
-        requests = [self._request(t, *text) for t, text in zip(trajectories, texts, strict=True)]
+            return []
+        requests = [self._request(trajectory) for trajectory in trajectories]
         by_term = [weighted.term.score(requests) for weighted in self._terms]
         reasons = [next((s.reason for s in own if s.value is None), None) for own in zip(*by_term, strict=True)]
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         ref_logprobs = self._ref_logprobs([trajectories[i] for i in kept])
         judged = self._judged([requests[i] for i in kept], [trajectories[i] for i in kept])
-        return Scored(
-            trajectories=[
-                self._assemble(trajectories[i], texts[i], [scores[i] for scores in by_term], logprobs, judge)
-                for i, logprobs, judge in zip(kept, ref_logprobs, judged, strict=True)
-            ],
-            missing=[(trajectories[i].sample_id, reason) for i, reason in enumerate(reasons) if reason is not None],
-        )
+        answers: list[ScoredTrajectory | Missing] = [
+            (trajectory.sample_id, reason or "") for trajectory, reason in zip(trajectories, reasons, strict=True)
+        ]
+        for i, logprobs, judge in zip(kept, ref_logprobs, judged, strict=True):
+            answers[i] = self._assemble(trajectories[i], requests[i], [own[i] for own in by_term], logprobs, judge)
+        return answers
 
     def _judged(self, requests: Sequence[ScoreRequest], trajectories: Sequence[Trajectory]) -> Sequence[float | None]:
         """What is trained on is not judged: the judge must stay unknown to the policy, and its time is for evaluations."""
-        if self._judge is None or not trajectories or trajectories[0].sample_id.stage == "ppo":
-            return [None] * len(trajectories)
-        return [score.value for score in self._judge.score(requests)]
+        found: list[float | None] = [None] * len(trajectories)
+        asked = [i for i, trajectory in enumerate(trajectories) if not trajectory.sample_id.trained]
+        if self._judge is not None and asked:
+            for i, score in zip(asked, self._judge.score([requests[i] for i in asked]), strict=True):
+                found[i] = score.value
+        return found
 
-    def _texts(self, trajectory: Trajectory) -> tuple[str, str]:
-        prompt, response = (
-            self._tokenizer.decode(ids, skip_special_tokens=True)
-            for ids in (trajectory.prompt_ids, trajectory.response_ids)
-        )
-        return prompt, response
-
-    def _request(self, trajectory: Trajectory, prompt: str, response: str) -> ScoreRequest:
-        row = self._prompt_of(trajectory.sample_id)
+    def _request(self, trajectory: Trajectory) -> ScoreRequest:
+        row, finished = self._prompt_of(trajectory.sample_id), trajectory.finish == "eos"
+        prompt_ids, response_ids = trajectory.prompt_ids, trajectory.response_ids
         return ScoreRequest(
             name=str(trajectory.sample_id),
-            prompt=prompt if row is None else row.prompt,
-            response=response,
-            token_ids=np.concatenate([trajectory.prompt_ids, trajectory.response_ids]),
-            finished=trajectory.finish == "eos",
+            prompt=ids_as_text(self._tokenizer, prompt_ids) if row is None else row.prompt,
+            response=response_as_text(self._tokenizer, prompt_ids, response_ids, finished=finished),
+            token_ids=np.concatenate([prompt_ids, response_ids]),
+            finished=finished,
             reference=None if row is None else row.reference,
         )
 
@@ -123,7 +131,7 @@ class TrajectoryScorer:
     def _assemble(
         self,
         trajectory: Trajectory,
-        texts: tuple[str, str],
+        request: ScoreRequest,
         scores: Sequence[TermScore],
         ref_logprobs: np.ndarray,
         judge: float | None,
@@ -139,8 +147,9 @@ class TrajectoryScorer:
             terms={own.term.name: value for own, value in zip(self._terms, values, strict=True)},
             spread=max(spreads) if spreads else None,
             ref_logprobs=ref_logprobs,
-            prompt_text=texts[0],
-            response_text=texts[1],
+            prompt_text=ids_as_text(self._tokenizer, trajectory.prompt_ids),
+            response_text=request.response,
+            reference=request.reference,
             judge=judge,
-            gold=None if self._gold is None else self._gold(*texts),
+            gold=None if self._gold is None else self._gold(prompt_as_text(request.prompt), request.response),
         )

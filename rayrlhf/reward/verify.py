@@ -14,6 +14,7 @@ from transformers import (
     TextClassificationPipeline,
 )
 
+from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import ModelError
 from rayrlhf.models.load import check_model_dir, check_reward_model, load_reward_model
 from rayrlhf.reward.model import RewardModel
@@ -92,7 +93,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, stats: RewardStats) -> Finding
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     if ids[-1] != tokenizer.eos_token_id:
         told = (
-            f"a conversation ends with {tokenizer.decode(ids[-1:])!r} and not with {tokenizer.eos_token!r}: tools that "
+            f"a conversation ends with {ids_as_text(tokenizer, ids[-1:])!r} and not with {tokenizer.eos_token!r}: tools that "
             f"score conversations would read another token than training did"
         )
         return Finding(check="template", passed=False, told=told)

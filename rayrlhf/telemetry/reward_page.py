@@ -166,6 +166,8 @@ def audit_rows(found: Row) -> list[list[str]]:
         rows.append(
             ["template", f"{found['template']['more_than_one_bos']}; {found['template']['no_end_token']}", told]
         )
+        told = "rows with a text that holds control strings of the tokenizer"
+        rows.append(["control strings", f"{found['template']['control_strings']:,}", told])
     if found.get("suspects"):
         suspects = found["suspects"]
         told = f"{suspects['share']:.1%} of the pairs; the model that disagrees orders {suspects['accuracy']:.1%} right"
