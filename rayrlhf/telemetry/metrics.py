@@ -65,6 +65,16 @@ METRICS: dict[str, Metric] = {
     "mismatch/importance_weight": Metric(
         "mean", "", "Mean truncated importance weight; 1 when no correction is applied."
     ),
+    # the parity gate: held-out responses under the learner's own version, whatever the staleness of training
+    "parity/p50": Metric(
+        "last",
+        "nats",
+        "Median |engine - learner| log-prob of held-out responses drawn under the version the learner has: rounding.",
+    ),
+    "parity/p95": Metric("last", "nats", "95th percentile of the same."),
+    "parity/p99": Metric("last", "nats", "99th percentile of the same."),
+    "parity/max": Metric("last", "nats", "Largest of the same."),
+    "parity/outside": Metric("last", "share", "Tokens of the same whose probability ratio lies outside [0.9, 1.1]."),
     # responses
     "rollout/length": Metric("mean", "tokens", "Mean response length."),
     "rollout/length_max": Metric("max", "tokens", "Longest response."),

@@ -113,7 +113,9 @@ class Row:
     def verdict(self) -> str:
         if self.after is None or self.before is None:
             return "refused" if self.said else "none"
-        over = [n for n, m in (("before", self.before), ("after", self.after)) if m.p99 > FLOAT32.p99 or m.p50 > FLOAT32.p50]
+        over = [
+            n for n, m in (("before", self.before), ("after", self.after)) if m.p99 > FLOAT32.p99 or m.p50 > FLOAT32.p50
+        ]
         return f"differs {' and '.join(over)}" if over else "equal"
 
     def __str__(self) -> str:
@@ -141,7 +143,9 @@ def tiny_policy(directory: Path, model_type: str, *, seed: int = 0) -> None:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if sum(p.numel() for p in model.parameters()) > 20_000_000:
-        raise ValueError(f"cannot be made tiny by these sizes: {sum(p.numel() for p in model.parameters()):,} parameters")
+        raise ValueError(
+            f"cannot be made tiny by these sizes: {sum(p.numel() for p in model.parameters()):,} parameters"
+        )
     shake(model, 0.15, seed=seed)
     model.generation_config.update(eos_token_id=1, pad_token_id=0, bos_token_id=2)
     model.save_pretrained(directory)
@@ -173,7 +177,7 @@ def compare(model_type: str) -> Row:
             _compare(Path(directory), model_type, seen)
     except RayrlhfError as error:
         said = str(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (whatever a library raises is a row of the table)
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]} ({Path(where.filename).name}:{where.lineno})"
     return Row(model_type=model_type, said=said, seconds=time.monotonic() - started, **seen)
@@ -194,7 +198,9 @@ def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch]) -> Non
     )
     rng = np.random.default_rng(0)
     requests = [
-        RolloutRequest(sample_id=SampleId("test", 0, i, 0), prompt_ids=rng.integers(3, VOCAB, size=8 + i).astype(np.int32), seed=i)
+        RolloutRequest(
+            sample_id=SampleId("test", 0, i, 0), prompt_ids=rng.integers(3, VOCAB, size=8 + i).astype(np.int32), seed=i
+        )
         for i in range(16)
     ]
     rows = engine.generate(requests)
@@ -219,7 +225,9 @@ def apart(function: Callable[[str], Row], model_type: str) -> Row:
     child.start()
     send.close()
     try:
-        return receive.recv() if receive.poll(SECONDS) else Row(model_type=model_type, said=f"no answer in {SECONDS:g} s")
+        return (
+            receive.recv() if receive.poll(SECONDS) else Row(model_type=model_type, said=f"no answer in {SECONDS:g} s")
+        )
     except EOFError:
         child.join(10)
         said = f"its process died with exit code {child.exitcode}"

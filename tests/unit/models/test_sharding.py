@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import shard_process
 import torch
-from models_lab import policy_model, reward_dir
+from models_lab import reward_dir
 from shard_process import CASES, MAX_NORM
 from torch import Tensor
 from transformers import AutoModelForCausalLM
