@@ -7,13 +7,14 @@ the loader from disk, `after` the path of published weights, `stale` what an eng
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def _answer(send: Any, function: Callable[[str], Row], model_type: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model_types", nargs="*", help="default: all that both libraries have")
-    parser.add_argument("--output", type=Path, help="where each row is appended")
+    parser.add_argument("--output", type=Path, help="where each row is appended, as JSON")
     arguments = parser.parse_args()
     for name, value in engine_environment(ROLLOUT, device="cpu").items():
         os.environ.setdefault(name, value)
@@ -260,7 +261,7 @@ def main() -> None:
         print(row, flush=True)
         if arguments.output:
             with arguments.output.open("a") as file:
-                file.write(f"{row}\n")
+                file.write(json.dumps(asdict(row) | {"verdict": row.verdict}) + "\n")
 
 
 if __name__ == "__main__":
