@@ -72,9 +72,12 @@ class LearnerConfig(RoleConfig):
 
 
 class ParityConfig(Node):
-    """The gate between engine and learner before the first update; null thresholds follow the dtype."""
+    """The gate between engine and learner; null thresholds follow the dtype."""
 
     prompts: int = Field(default=16, ge=1)
+    """Held-out prompts whose responses are compared; at least one a rollout worker."""
+    every: int = Field(default=20, ge=1)
+    """Updates between comparisons; the first is before the first update, the second after it."""
     p50: float | None = Field(default=None, gt=0.0)
     p99: float | None = Field(default=None, gt=0.0)
     max_outside: float | None = Field(default=None, ge=0.0, le=1.0)

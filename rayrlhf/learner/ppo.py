@@ -36,11 +36,12 @@ from rayrlhf.learner.ppo_batch import (
 )
 from rayrlhf.learner.process_group import Ranks, all_reduce_max, all_reduce_sum, gather_objects
 from rayrlhf.learner.state import fingerprint, load_state, save_state
+from rayrlhf.models.checkpoint_names import CheckpointNames
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import export_model
 from rayrlhf.models.forward import policy_forward, token_values, values_with_end
 from rayrlhf.models.load import load_critic, load_policy, make_critic
-from rayrlhf.models.sharding import full_model_state, full_parameters
+from rayrlhf.models.sharding import full_model_state
 from rayrlhf.types import MicroBatch, PolicyVersion, ScoredTrajectory, Trajectory, WeightManifest
 from rayrlhf.weights.codec import pack_buckets
 from rayrlhf.weights.manifest import plan_buckets
@@ -59,11 +60,8 @@ class PPOLearner:
         self._ranks = ranks
         self._device = resolve_device(config.device)
         self._dtype = resolve_dtype(config.learner.dtype, self._device)
-        engine_dtype = resolve_dtype(config.rollout.dtype, self._device)
-        self._buckets = plan_buckets(
-            [(name, engine_dtype, tuple(p.shape)) for name, p in policy.named_parameters()],
-            bucket_bytes=int(config.learner.bucket_mib * 2**20),
-        )
+        self._names = CheckpointNames(policy, dtype=resolve_dtype(config.rollout.dtype, self._device))
+        self._buckets = plan_buckets(self._names.tensors, bucket_bytes=int(config.learner.bucket_mib * 2**20))
         self._fingerprint = fingerprint(policy, critic)
         steps = config.ppo.epochs * config.ppo.minibatches
         trainable = partial(
@@ -324,8 +322,8 @@ class PPOLearner:
         return len(self._buckets.bucket_bytes)
 
     def publish(self) -> tuple[WeightManifest, list[np.ndarray]] | None:
-        """The current policy in the engine's precision, on rank 0; a collective."""
-        tensors = full_parameters(self._policy.model)
+        """The current policy under its checkpoint's names, in the engine's precision, on rank 0; a collective."""
+        tensors = self._names.published(self._policy.model)
         if self._ranks.first:
             return pack_buckets(self._buckets, tensors, version=self.version)
         for _ in tensors:

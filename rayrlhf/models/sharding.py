@@ -3,7 +3,7 @@
 Every function here is a collective: all ranks call it, in the same order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -52,14 +52,15 @@ def as_forward(model: nn.Module, function: Callable[..., Any], *args: Any) -> An
     return function(model, *args)
 
 
-def full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and full value of each parameter, layer by layer, tied ones once, on the CPU.
+def full_tensors(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The named parameters and buffers one by one, whole, on the CPU.
 
-    Unsharded on a CPU these are the parameters themselves, which the next step changes.
+    Unsharded on a CPU these are the tensors themselves, which the next step changes.
     """
     _reshard(model)
-    for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach()).cpu()
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name in names:
+        yield name, whole(own[name].detach()).cpu()
 
 
 def whole(tensor: Tensor) -> Tensor:

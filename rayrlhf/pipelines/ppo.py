@@ -19,18 +19,17 @@ from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import RunConfig
 from rayrlhf.data.prompts import PromptStream
-from rayrlhf.errors import LedgerError, ScoringError
+from rayrlhf.errors import LedgerError, ModelError, ScoringError, WeightSyncError
 from rayrlhf.experience.buffer import Chunk, ExperienceBuffer
 from rayrlhf.experience.ledger import Ledger
 from rayrlhf.learner.ppo import PPOLearner, build_ppo
 from rayrlhf.learner.process_group import Ranks
-from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
-from rayrlhf.pipelines.evaluation import Evaluator, fixed_requests, no_account, sample_request
+from rayrlhf.pipelines.evaluation import Evaluator, sample_request
+from rayrlhf.pipelines.gate import ParityGate
 from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.prompts import PromptSet
-from rayrlhf.rollout.parity import check_parity, parity_thresholds
 from rayrlhf.telemetry.console import Progress, evaluation_line
 from rayrlhf.types import RolloutRequest, SampleId
 
@@ -59,6 +58,7 @@ class PPOLoop:
         self._learner = LearnerGroup(config, device=context.device)
         self._evaluator = Evaluator(context, prompts.heldout, rollout=self._rollout, scoring=self._scoring)
         self._guard = GuardControl(context, self._learner, confirm=self._confirm)
+        self._gate = ParityGate(context, self._rollout, self._learner, prompts.heldout)
         self._bucket_count = 0
         self._version = 0
         self._version_changed = asyncio.Condition()
@@ -91,13 +91,12 @@ class PPOLoop:
 
         await together(self._rollout.start(), self._scoring.start(), self._learner.start(learner))
         self._bucket_count = await self._learner.call("bucket_count")
+        await self._gate.check(0, origin="loaded")
         await self._resume()
-        if self._version > 0:
-            await self._publish()
-        await self._parity_gate()
+        figures = await self._first_publication()
         if not self._before:
             self._before = await self._evaluate(0)
-            await self._context.recorder.log("ppo", 0, self._before)
+            await self._context.recorder.log("ppo", 0, self._before | figures)
             self._context.console.note(f"Before the first update: {evaluation_line(self._before)}.")
 
     async def _resume(self) -> None:
@@ -116,22 +115,18 @@ class PPOLoop:
         self._guard.load_state_dict(checkpoint.driver_state["guard"])
         self._context.console.note(f"Resumed from {checkpoint.directory.name}.")
 
-    async def _parity_gate(self) -> None:
-        """Refuse to train when engine and learner disagree about the same tokens under the same weights."""
-        prompts = self._prompts.heldout[: self._config.parity.prompts]
-        parts = await self._rollout.generate(fixed_requests(self._config.seed, "parity", prompts), on_loss=no_account)
-        mismatch = await self._learner.mismatch([ref for ref, _ in parts])
-        thresholds = parity_thresholds(
-            self._config.parity,
-            engine_dtype=resolve_dtype_name(self._config.rollout.dtype, self._context.device),
-            learner_dtype=resolve_dtype_name(self._config.learner.dtype, self._context.device),
-        )
-        check_parity(mismatch, thresholds, temperature=self._config.sampling.temperature)
-        self._worst_mismatch_p99 = max(self._worst_mismatch_p99, mismatch.p99)
+    async def _first_publication(self) -> dict[str, float]:
+        """Give the engines the learner's weights for the first time, and hold both to it."""
+        try:
+            await self._publish()
+        except WeightSyncError as error:
+            raise ModelError(f"The engine cannot be given the weights of this policy: {error}") from error
+        figures = await self._gate.check(self._version, origin="published")
         self._context.console.note(
-            f"Parity gate passed: |engine - learner| log-prob p50 {mismatch.p50:.1e}, p99 {mismatch.p99:.1e} "
-            f"over {mismatch.tokens} tokens."
+            f"Parity gate passed: |engine - learner| log-prob p50 {figures['parity/p50']:.1e}, "
+            f"p99 {figures['parity/p99']:.1e} under version {self._version}."
         )
+        return figures
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -209,6 +204,8 @@ class PPOLoop:
             self._ledger.train(step, (sample_id for chunk in chunks for sample_id in chunk.sample_ids))
             metrics |= await self._context.recorder.samples(step + 1, refs)
             metrics |= await self._publish()
+            if self._gate.due(step + 1):
+                metrics |= await self._gate.check(step + 1, origin="updated")
             # Absent where no token of the batch is of the learner's own version: then only the gate has measured.
             self._worst_mismatch_p99 = max(self._worst_mismatch_p99, metrics.get("mismatch/p99", 0.0))
             metrics |= self._phase_seconds.pop(step) | {"time/learner": trained - taken}
@@ -310,7 +307,7 @@ class PPOLoop:
             "gold_after": after.get("eval/gold"),
             "gold_best": self._prompts.gold_best,
             "kl_to_reference": after["eval/kl"],
-            "mismatch_p99": self._worst_mismatch_p99,
+            "mismatch_p99": max(self._worst_mismatch_p99, self._gate.worst_p99),
             "samples_trained": ledger.trained,
             "samples_lost": ledger.lost,
             "samples_duplicated": ledger.duplicated,

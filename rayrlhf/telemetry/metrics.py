@@ -133,6 +133,16 @@ METRICS: dict[str, Metric] = {
         "min(old / drawn, cap), mean over the batch's tokens: at most 1 in expectation, and below it by what is cut off; "
         "1 where no correction is applied.",
     ),
+    # the parity gate: held-out responses under the learner's own version, whatever the staleness of training
+    "parity/p50": Metric(
+        "last",
+        "nats",
+        "Median |engine - learner| log-prob of held-out responses drawn under the version the learner has: rounding.",
+    ),
+    "parity/p95": Metric("last", "nats", "95th percentile of the same."),
+    "parity/p99": Metric("last", "nats", "99th percentile of the same."),
+    "parity/max": Metric("last", "nats", "Largest of the same."),
+    "parity/outside": Metric("last", "share", "Tokens of the same whose probability ratio lies outside [0.9, 1.1]."),
     # responses
     "rollout/length": Metric("mean", "tokens", "Mean response length."),
     "rollout/length_max": Metric("max", "tokens", "Longest response."),

@@ -15,6 +15,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rayrlhf.config import RolloutConfig, SamplingConfig
+from rayrlhf.models.checkpoint_names import CheckpointNames
 from rayrlhf.rollout.engine import RolloutEngine
 from rayrlhf.types import RolloutRequest, SampleId, Trajectory, WeightManifest
 from rayrlhf.weights.codec import pack_buckets
@@ -92,7 +93,9 @@ def publish(
     directory: Path, *, version: int, dtype: torch.dtype = torch.float32
 ) -> tuple[WeightManifest, list[np.ndarray]]:
     """A policy as the learner publishes it, read-only as the object store hands it out."""
-    return freeze(*publish_tensors(dict(load(directory).named_parameters()), version=version, dtype=dtype))
+    model = load(directory)
+    names = CheckpointNames(model, dtype=dtype)
+    return freeze(*publish_tensors(dict(names.published(model)), version=version, dtype=dtype))
 
 
 def publish_tensors(

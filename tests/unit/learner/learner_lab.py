@@ -242,9 +242,9 @@ def sample(
 
 
 def parameters(model: Any) -> dict[str, torch.Tensor]:
-    from rayrlhf.models.sharding import full_parameters
+    from rayrlhf.models.sharding import full_tensors
 
-    return {name: value.clone() for name, value in full_parameters(model)}
+    return {name: value.clone() for name, value in full_tensors(model, [n for n, _ in model.named_parameters()])}
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

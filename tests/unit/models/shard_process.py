@@ -19,8 +19,8 @@ from rayrlhf.models.load import load_critic, load_reward_model
 from rayrlhf.models.sharding import (
     clip_gradients,
     full_model_state,
-    full_parameters,
     full_state,
+    full_tensors,
     load_full_state,
     shard,
     whole,
@@ -40,7 +40,7 @@ def run(case: str, rank: int, world: int, directory: Path) -> dict[str, Any]:
     nothing = full_state(model, optimizer)["optimizer"]
     first = one_step(case, model, optimizer, rank, world, step=0)
     norms = [first["norm"], *(one_step(case, model, optimizer, rank, world, step)["norm"] for step in (1, 2))]
-    parameters = copied(dict(full_parameters(model)))
+    parameters = copied(named(model))
     saved = full_state(model, optimizer)
     if rank == 0:
         torch.save(saved, directory / f"state-{case}-{world}.pt")
@@ -56,10 +56,14 @@ def run(case: str, rank: int, world: int, directory: Path) -> dict[str, Any]:
         "gradients": first["gradients"],
         "norms": norms + straight,
         "parameters": parameters,
-        "later": copied(dict(full_parameters(model))),
+        "later": copied(named(model)),
         "resumed": {w: resumed(case, rank, world, directory, writer=w) for w in writers(case, directory)},
         "state_names": list(state),
     }
+
+
+def named(model: Any) -> dict[str, Tensor]:
+    return dict(full_tensors(model, [name for name, _ in model.named_parameters()]))
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -79,7 +83,7 @@ def resumed(case: str, rank: int, world: int, directory: Path, *, writer: int) -
     load_full_state(model, optimizer, state, world=world)
     for step in (3, 4):
         one_step(case, model, optimizer, rank, world, step)
-    return dict(full_parameters(model))
+    return named(model)
 
 
 def fresh(case: str, world: int, directory: Path) -> tuple[Any, torch.optim.Optimizer]:

@@ -8,7 +8,7 @@ import pytest
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import ParityConfig
 from rayrlhf.errors import ParityError
-from rayrlhf.rollout.parity import BFLOAT16, FLOAT32, ParityThresholds, check_parity, parity_thresholds
+from rayrlhf.rollout.parity import BFLOAT16, FLOAT32, Origin, ParityThresholds, check_parity, parity_thresholds
 
 
 def mismatch(**figures: float) -> Mismatch:
@@ -61,9 +61,45 @@ def test_a_forgotten_temperature_is_caught_and_named(thresholds: ParityThreshold
         check_parity(mismatch_quantiles(engine, forgotten), thresholds, temperature=temperature)
 
 
-def test_a_tail_points_to_arithmetic_or_a_stale_cache() -> None:
-    with pytest.raises(ParityError, match=r"a tail does not.*prefix cache"):
+def test_a_tail_before_any_update_points_to_a_feature_left_out() -> None:
+    with pytest.raises(ParityError, match=r"before the first update.*a tail does not.*leaves a feature") as caught:
         check_parity(mismatch(p99=2.0, max=9.0, outside=0.03), FLOAT32, temperature=1.0)
+    assert "prefix cache" not in str(caught.value), "nothing has been updated that a cache could survive"
+
+
+@pytest.mark.parametrize("origin", ["published", "updated"])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize(
+    "figures", [{"p99": 2.0, "max": 9.0, "outside": 0.03}, {"p50": 3.0, "max": 9.0, "outside": 1.0}]
+)
+def test_what_agreed_as_loaded_and_no_more_points_to_the_weight_sync(
+    origin: Origin, temperature: float, figures: dict[str, float]
+) -> None:
+    with pytest.raises(ParityError, match=r"version 7.*the weight sync is the suspect"):
+        check_parity(mismatch(**figures), FLOAT32, temperature=temperature, origin=origin, version=7)
+
+
+@pytest.mark.parametrize("origin", ["loaded", "published", "updated"])
+def test_rounding_says_which_key_to_raise_to_what(origin: Origin) -> None:
+    """The figures of an engine whose kernels are 2e-3 nats off."""
+    off = mismatch(p50=8e-5, p95=9e-4, p99=1.93e-3, max=4.1e-3)
+    with pytest.raises(ParityError, match=r"round otherwise.*set parity\.p99=0\.004 and go on") as caught:
+        check_parity(off, FLOAT32, temperature=1.0, origin=origin)
+    assert "parity.p50=" not in str(caught.value)
+    raised = parity_thresholds(ParityConfig(p99=0.004), engine_dtype="float32", learner_dtype="float32")
+    check_parity(off, raised, temperature=1.0, origin=origin)
+
+
+def test_every_key_that_has_to_be_raised_is_named() -> None:
+    with pytest.raises(ParityError, match=r"set parity\.p50=0\.0007 parity\.p99=0\.02 and go on"):
+        check_parity(mismatch(p50=3.1e-4, p99=9.9e-3, max=0.03), FLOAT32, temperature=1.0)
+
+
+@pytest.mark.parametrize("figures", [{"p99": 2e-3, "max": 0.2, "outside": 0.002}, {"p99": 0.05, "max": 0.08}])
+def test_what_is_larger_than_rounding_is_not_called_rounding(figures: dict[str, float]) -> None:
+    with pytest.raises(ParityError) as caught:
+        check_parity(mismatch(**figures), FLOAT32, temperature=1.0)
+    assert "and go on" not in str(caught.value)
 
 
 def test_everything_off_at_temperature_one_points_to_the_weights() -> None:
