@@ -1,10 +1,17 @@
 """The base of every configuration node."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Node(BaseModel):
-    """A frozen mapping of known keys: unknown keys and silent type conversions are errors."""
+    """A frozen mapping of known keys: unknown keys and silent type conversions are errors.
+
+    A section that is given in part keeps, for all else, what the default of its own place says, not what its class
+    says elsewhere; a section of which nothing is given (`optim:` with nothing after it) keeps all of it.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -14,3 +21,23 @@ class Node(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_over_their_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+        return {name: _over(value, defaults.get(name)) for name, value in given.items()}
+
+
+def _over(given: Any, default: Any) -> Any:
+    """`given` laid over a section's default instance, key by key; anything but a section stays as it is.
+
+    Only what the instance was made with is laid under: the rest is its class's to decide, which may depend on what else
+    is given.
+    """
+    if not isinstance(default, Node) or not (given is None or isinstance(given, Mapping)):
+        return given
+    under = {name: getattr(default, name) for name in default.model_fields_set}
+    return under | {name: _over(value, getattr(default, name, None)) for name, value in (given or {}).items()}
