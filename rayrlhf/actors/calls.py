@@ -1,17 +1,33 @@
 """Waiting on Ray with a deadline and a name: every failure becomes one of our errors."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+MOST_LOSSES = 5
+"""Times in a row that the same values may be lost before it is no accident."""
 
 
 class ActorLostError(WorkerError):
     """The process behind a call is gone; its pool may replace it."""
+
+
+class LostObjectError(WorkerError):
+    """A value that a reference stands for is gone, with its node or from the object store; it must be made again."""
+
+    def __init__(self, message: str, object_id: str = "") -> None:
+        super().__init__(message)
+        self.object_id = object_id
+        """Hexadecimal id of the reference."""
 
 
 async def resolve(ref: Any, *, what: str, timeout: float) -> Any:
@@ -54,18 +70,49 @@ async def together(*work: Awaitable[Any]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
+def repeated_when_lost(
+    function: Callable[Args, Coroutine[Any, Any, Result]],
+) -> Callable[Args, Coroutine[Any, Any, Result]]:
+    """Run a coroutine function anew when a value it passed on is lost: for work that leaves no trace before its end."""
+
+    @wraps(function)
+    async def repeated(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        for _ in range(MOST_LOSSES):
+            try:
+                return await function(*args, **kwargs)
+            except LostObjectError:
+                continue
+        return await function(*args, **kwargs)
+
+    return repeated
+
+
 def translate(error: RayError, *, what: str) -> RayrlhfError:
-    """One of our errors for one of Ray's: our own pass through, a dead process is ActorLostError."""
+    """One of our errors for one of Ray's: our own pass through, a dead process is ActorLostError.
+
+    An argument that is lost on its way is LostObjectError, of the call that needed it or of one before.
+    """
     if isinstance(error, RayTaskError):
         cause = error.cause
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
         if isinstance(cause, RayrlhfError):
             return type(cause)(*cause.args)
+        if isinstance(cause, ObjectLostError):
+            return _lost(cause, what)
         if isinstance(cause, RayActorError):
             return ActorLostError(f"{what} failed: a process it depended on died.")
         return WorkerError(f"{what} failed: {type(cause).__name__}: {_first_line(cause)}.")
+    if isinstance(error, ObjectLostError):
+        return _lost(error, what)
     if isinstance(error, RayActorError):
         return ActorLostError(f"{what} failed: its process died ({_first_line(error)}).")
     return WorkerError(f"{what} failed: {type(error).__name__}: {_first_line(error)}.")
+
+
+def _lost(error: ObjectLostError, what: str) -> LostObjectError:
+    told = f"{what} failed: a value it was given is lost ({type(error).__name__})."
+    return LostObjectError(told, getattr(error, "object_ref_hex", ""))
 
 
 def _first_line(error: object) -> str:

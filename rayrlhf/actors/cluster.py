@@ -1,12 +1,16 @@
 """Joining or starting Ray, and knowing before any work whether a run fits on it."""
 
 import logging
+import math
 import os
 import shutil
+import socket
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import grpc
 import psutil
 import ray
 
@@ -17,6 +21,11 @@ from rayrlhf.errors import ResourceError
 GIB = 2**30
 PINNED = {"ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0"}
 MIN_FREE_DISK_GIB = 1.0
+_SMALLEST_SHARE = 4
+"""Processes of roles that name no CPUs share a core with at most this many of their kind."""
+_REACH_SECONDS = 10.0
+_JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What Ray sets for the entrypoint of a submitted job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,8 @@ class Need:
     role: str
     processes: int
     resources: dict[str, float]
+    keys: dict[str, str] = field(default_factory=dict)
+    """By resource: the configuration key that asks for it, and its value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +68,39 @@ def needs_of(config: RunConfig, *, device: str) -> list[Need]:
             role=name,
             processes=processes,
             resources={
-                "CPU": role.cpus,
+                "CPU": role.placed_cpus,
                 "GPU": role_gpus(role, device=device),
                 "memory": role.memory_gib * GIB,
                 **role.resources,
             },
+            keys=_keys(name, role, processes),
         )
         for name, processes, role in roles
     ]
+
+
+def _keys(name: str, role: RoleConfig, processes: int) -> dict[str, str]:
+    """What can be lowered, by resource; the number of processes where there are several."""
+    asked = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_gib"}
+    keys = {resource: f"{name}.{key}" for resource, key in asked.items()}
+    keys |= {resource: f"{name}.resources.{resource}" for resource in role.resources}
+    number = f"{name}.{'processes' if name == 'learner' else 'workers'}={processes}"
+    return keys | ({"processes": number} if processes > 1 else {})
+
+
+def with_shares(config: RunConfig, nodes: list[Node], *, device: str) -> RunConfig:
+    """The configuration with the CPUs of every role: 1 where none are named, or the largest equal share that fits.
+
+    Where nothing fits, everything is left at 1, so that what is lacking is said of that.
+    """
+    unnamed = [name for name in ("rollout", "scoring", "learner") if getattr(config, name).cpus is None]
+    for sharing in (*range(1, _SMALLEST_SHARE + 1), 1):
+        share = math.floor(100 / sharing) / 100
+        roles = {name: getattr(config, name).model_copy(update={"cpus": share}) for name in unnamed}
+        resolved = config.model_copy(update=roles)
+        if not shortages(needs_of(resolved, device=device), nodes):
+            break
+    return resolved
 
 
 def shortages(needs: list[Need], nodes: list[Node]) -> list[str]:
@@ -75,7 +111,7 @@ def shortages(needs: list[Need], nodes: list[Node]) -> list[str]:
         for placed in range(need.processes):
             home = next((node for node in free if _fits(need.resources, node)), None)
             if home is None:
-                problems.append(_sentence(need, placed, nodes))
+                problems.append(_sentence(need, placed, nodes, free))
                 break
             for name, amount in need.resources.items():
                 home[name] = home.get(name, 0.0) - amount
@@ -86,15 +122,24 @@ def _fits(wanted: dict[str, float], node: dict[str, float]) -> bool:
     return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items() if amount > 0)
 
 
-def _sentence(need: Need, placed: int, nodes: list[Node]) -> str:
+def _sentence(need: Need, placed: int, nodes: list[Node], free: list[dict[str, float]]) -> str:
     total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in need.resources}
     wanted = ", ".join(_amount(name, amount) for name, amount in need.resources.items() if amount > 0)
     offered = ", ".join(_amount(name, total[name]) for name, amount in need.resources.items() if amount > 0)
     machines = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     return (
         f"only {placed} of {need.processes} {need.role} processes fit: each needs {wanted} on one node, beside the "
-        f"other roles, and the cluster offers {offered} on {machines} (lower {need.role}.* or add nodes)"
+        f"other roles, and the cluster offers {offered} on {machines} ({_remedy(need, free)})"
     )
+
+
+def _remedy(need: Need, free: list[dict[str, float]]) -> str:
+    """The keys whose resource no node has left, all of them where each is somewhere; and the number of processes."""
+    wanted = [name for name, amount in need.resources.items() if amount > 0 and name in need.keys]
+    lacking = [n for n in wanted if all(node.get(n, 0.0) < need.resources[n] - 1e-9 for node in free)] or wanted
+    keys = [f"{need.keys[n]}={need.resources[n] / (GIB if n == 'memory' else 1):g}" for n in lacking]
+    keys += [need.keys["processes"]] if "processes" in need.keys else []
+    return f"lower {' or '.join(dict.fromkeys(keys))}, or add nodes" if keys else "add nodes"
 
 
 def _amount(name: str, amount: float) -> str:
@@ -119,8 +164,14 @@ def cluster_nodes() -> list[Node]:
 
 
 def existing_address(config: RunConfig) -> str | None:
-    """The cluster this process should join: the configured one, or the one whose job it is."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+    """The cluster this process should join: the configured one, or the one whose job it is; None for one of its own."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or ("auto" if in_a_job() else None)
+    return None if address == "local" else address
+
+
+def in_a_job() -> bool:
+    """Whether this process is the entrypoint of a submitted job."""
+    return _JOB_MARK in os.environ
 
 
 def inspect(config: RunConfig, nodes: list[Node], *, output_dir: Path, object_store_need: int) -> Preflight:
@@ -178,31 +229,87 @@ def demand(report: Preflight) -> None:
 
 
 def connect(config: RunConfig) -> None:
-    """Join the cluster, or start a local one for this run alone."""
+    """Join the cluster, or start a local one for this run alone; ResourceError, in one sentence, when it cannot be."""
     address = existing_address(config)
     # Ray tells at every start that its token authentication, which stays on, could be turned off.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     options: dict[str, object] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is not None:
+        _reach(address)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:
             raise ResourceError(
-                f"The Ray cluster at {address} cannot be joined: {str(error).rstrip('.')}. Is it up and reachable from here? If "
-                "it asks for a token: RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+                f"The Ray cluster at {address} cannot be joined: {_told(error)}. Is it up and reachable from here, with the same "
+                f"Ray and Python? If it asks for a token: RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or "
+                f"~/.ray/auth_token."
             ) from error
         return
-    ray.init(
-        num_cpus=int(local_node().resources["CPU"]),
-        object_store_memory=int(config.cluster.object_store_gib * GIB),
-        include_dashboard=False,
-        **options,
-    )
+    try:
+        ray.init(
+            address="local",  # Without it Ray joins whatever cluster was started on this machine.
+            num_cpus=int(local_node().resources["CPU"]),
+            object_store_memory=int(config.cluster.object_store_gib * GIB),
+            include_dashboard=False,
+            **options,
+        )
+    except Exception as error:
+        raise ResourceError(
+            f"Ray does not start on this machine with cluster.object_store_gib={config.cluster.object_store_gib:g}: "
+            f"{_told(error)}."
+        ) from error
+
+
+def _reach(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would try for minutes, and then end the process."""
+    if address == "auto":
+        return
+    origin = f"cluster.address or RAY_ADDRESS is {address}"
+    if "://" in address:
+        raise ResourceError(
+            f"{origin}, and a run joins a cluster by HOST:PORT, the port that its nodes join by (6379): submit to a job "
+            f"server with bin/submit, or give the other address."
+        )
+    try:
+        place = urlsplit(f"//{address}")
+        host, port = place.hostname, place.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        raise ResourceError(f"{origin}, which is not HOST:PORT.")
+    try:
+        socket.create_connection((host, port), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"The Ray cluster at {address} cannot be joined: nobody answers there ({error}). Is it up and reachable from here?"
+        ) from None
+    if os.environ.get("RAY_USE_TLS", "0") != "1" and not _speaks_grpc(f"{host}:{port}"):
+        raise ResourceError(
+            f"The Ray cluster at {address} cannot be joined: what listens there is not Ray's head, whose port is the one that "
+            f"nodes join by (6379, not the job server's 8265)."
+        )
+
+
+def _speaks_grpc(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_REACH_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def room_for(role: RoleConfig, nodes: list[Node], *, device: str, processes: int) -> int:
     """How many groups of `processes` processes of a role fit on the nodes at once, were nothing else there."""
-    wanted = {"CPU": role.cpus, "GPU": role_gpus(role, device=device), "memory": role.memory_gib * GIB} | role.resources
+    wanted = {
+        "CPU": role.placed_cpus,
+        "GPU": role_gpus(role, device=device),
+        "memory": role.memory_gib * GIB,
+    } | role.resources
     asked = {name: amount for name, amount in wanted.items() if amount > 0}
     if not asked:
         return 1

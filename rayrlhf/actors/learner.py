@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors.calls import ActorLostError, resolve, together
-from rayrlhf.actors.placement import actor_options, spawn
+from rayrlhf.actors.placement import actor_options, end, spawn
 from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import RunConfig
@@ -25,6 +25,7 @@ class LearnerActor:
         self._config = config
         self._ranks = Ranks(rank=rank, world=config.learner.processes)
         self._learner: Any = None
+        self._received: list[Any] = []
 
     def address(self) -> str:
         """Where rank 0 of this node can be reached by the other ranks."""
@@ -42,14 +43,20 @@ class LearnerActor:
         member = getattr(self._learner, method)
         return member(*args) if callable(member) else member
 
-    def update(self, step: int, *chunks: list[Any]) -> dict[str, float]:
-        """One PPO update on the scored trajectories of all chunks, in order."""
-        metrics: dict[str, float] = self._learner.update(step, [item for chunk in chunks for item in chunk])
+    def receive(self, *chunks: list[Any]) -> None:
+        """Hold the trajectories of all chunks, in order, for the next call: what is lost is missed before any rank begins."""
+        self._received = [item for chunk in chunks for item in chunk]
+
+    def update(self, step: int) -> dict[str, float]:
+        """One PPO update on the scored trajectories received."""
+        scored, self._received = self._received, []
+        metrics: dict[str, float] = self._learner.update(step, scored)
         return metrics
 
-    def mismatch(self, *chunks: list[Trajectory]) -> Mismatch:
-        """How far the engine's log-probs of these trajectories lie from the learner's."""
-        trajectories = [trajectory for chunk in chunks for trajectory in chunk]
+    def mismatch(self) -> Mismatch:
+        """How far the engine's log-probs of the trajectories received lie from the learner's."""
+        trajectories: list[Trajectory] = self._received
+        self._received = []
         rollout_logprobs = [trajectory.rollout_logprobs for trajectory in trajectories]
         return mismatch_quantiles(rollout_logprobs, self._learner.logprobs_of(trajectories))
 
@@ -81,14 +88,19 @@ class LearnerGroup:
         """Run `method` on every rank; rank 0's answer."""
         return (await self._all("call", method, *args))[0]
 
-    async def update(self, step: int, chunks: list[Any]) -> dict[str, float]:
-        """One PPO update; its metrics."""
-        metrics: dict[str, float] = (await self._all("update", step, *chunks))[0]
+    async def receive(self, chunks: list[Any]) -> None:
+        """Bring every rank what the next update trains on; LostObjectError leaves the learner as it was."""
+        await self._all("receive", *chunks)
+
+    async def update(self, step: int) -> dict[str, float]:
+        """One PPO update on what was received; its metrics."""
+        metrics: dict[str, float] = (await self._all("update", step))[0]
         return metrics
 
     async def mismatch(self, chunks: list[Any]) -> Mismatch:
         """Engine against learner on the trajectories behind the references."""
-        mismatch: Mismatch = (await self._all("mismatch", *chunks))[0]
+        await self.receive(chunks)
+        mismatch: Mismatch = (await self._all("mismatch"))[0]
         return mismatch
 
     async def publish(self, bucket_count: int) -> PublishedWeights:
@@ -102,7 +114,7 @@ class LearnerGroup:
     def stop(self) -> None:
         """End every rank's process."""
         for actor in self._actors:
-            ray.kill(actor)
+            end(actor)
 
     async def _all(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
         refs = [getattr(actor, method).remote(*args) for actor in self._actors]

@@ -1,8 +1,10 @@
 """From a role's configuration to what Ray is asked for."""
 
+import contextlib
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rayrlhf.config import RoleConfig
 
@@ -25,7 +27,7 @@ def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None =
         # Ray leaves every GPU visible to a process that asked for none.
         env_vars["CUDA_VISIBLE_DEVICES"] = ""
     return {
-        "num_cpus": role.cpus,
+        "num_cpus": role.placed_cpus,
         "num_gpus": gpus,
         "memory": int(role.memory_gib * 2**30) or None,
         "resources": dict(role.resources) or None,
@@ -36,3 +38,9 @@ def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None =
 def spawn(kind: type, options: dict[str, Any], *args: Any) -> Any:
     """Start an actor of a plain class. Ray never restarts it or repeats its calls: what either means, its pool knows."""
     return ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options).remote(*args)
+
+
+def end(actor: Any) -> None:
+    """End an actor's process, or find it ended: what comes after the work must not hide how the work went."""
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(actor)

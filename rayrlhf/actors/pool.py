@@ -8,8 +8,12 @@ from typing import Any
 
 import ray
 
-from rayrlhf.actors.calls import ActorLostError, resolve, together
+from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve, together
+from rayrlhf.actors.placement import end
 from rayrlhf.errors import DeadlineError, WorkerError
+
+_PAUSE_SECONDS = 10.0
+"""The first wait for Ray to notice a dead node; each further one is twice as long."""
 
 
 @dataclass
@@ -33,6 +37,8 @@ class ReplicaPool:
     start_timeout: float
     call_timeout: float
     max_restarts: int
+    tell: Callable[[str], None]
+    """Hears of every replacement."""
     max_pending: int | None = None
     """Unanswered calls a replica may have; further ones wait for one of them to end."""
     restarts: int = 0
@@ -56,6 +62,11 @@ class ReplicaPool:
             try:
                 light = await resolve(refs[1], what=self._name(replica, method), timeout=self.call_timeout)
                 return refs[0], light
+            except LostObjectError as loss:
+                if loss.object_id != refs[1].hex():
+                    raise
+                if on_loss is not None:  # The answer was lost, not an argument.
+                    on_loss()
             except ActorLostError as loss:
                 if on_loss is not None:
                     on_loss()
@@ -79,7 +90,7 @@ class ReplicaPool:
     def stop(self) -> None:
         """End every process of the pool."""
         for replica in self._replicas:
-            ray.kill(replica.handle)
+            end(replica.handle)
         self._replicas = []
 
     def _spawn(self) -> Replica:
@@ -96,13 +107,15 @@ class ReplicaPool:
     async def _replace(self, lost: Replica, loss: ActorLostError) -> None:
         if lost not in self._replicas:
             return  # Another call on it saw the loss first.
+        pause = _PAUSE_SECONDS
         while True:
             self.restarts += 1
             if self.restarts > self.max_restarts:
                 raise WorkerError(
                     f"{loss} The {self.role} pool has used its {self.max_restarts} replacements."
                 ) from loss
-            ray.kill(lost.handle)
+            end(lost.handle)
+            self.tell(f"{loss} Replacement {self.restarts} of at most {self.max_restarts} starts.")
             replacement = self._spawn()
             self._replicas[self._replicas.index(lost)] = replacement
             try:
@@ -110,6 +123,8 @@ class ReplicaPool:
                 return
             except ActorLostError as again:
                 lost, loss = replacement, again
+                await _until_nodes_change(pause)
+                pause *= 2.0
 
     async def _least_loaded(self) -> Replica:
         """The ready replica with the fewest unanswered calls; waits while all are being replaced or are full."""
@@ -126,3 +141,18 @@ class ReplicaPool:
 
     def _name(self, replica: Replica, method: str) -> str:
         return f"{self.role} worker {replica.number} ({method})"
+
+
+async def _until_nodes_change(seconds: float) -> None:
+    """Wait, at most `seconds`, for Ray to mark a node dead: until then it sends replacements there, one after another.
+
+    Where there is one node, it is not the node that died.
+    """
+    known = _alive()
+    begun = time.monotonic()
+    while len(known) > 1 and time.monotonic() < begun + seconds and _alive() == known:
+        await asyncio.sleep(0.5)
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -1,25 +1,34 @@
 """The one process that writes metrics and samples, so that no two writers ever share a file or a W&B run."""
 
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayrlhf.actors.calls import resolve, resolve_blocking
-from rayrlhf.actors.placement import QUIET, spawn
+from rayrlhf.actors.calls import MOST_LOSSES, ActorLostError, resolve, resolve_blocking
+from rayrlhf.actors.placement import QUIET, end, spawn
 from rayrlhf.config import RunConfig
+from rayrlhf.errors import RayrlhfError
 from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
 from rayrlhf.types import ScoredTrajectory
 
 _TIMEOUT = 120.0
 
+Rows = tuple[str, str, int]
+"""What one call writes: file, stage and step."""
+
 
 class RecorderActor:
     """A MetricsWriter behind Ray."""
 
-    def __init__(self, run_dir: str, wandb_run: WandbRun, last_steps: dict[str, int]) -> None:
-        self._writer = MetricsWriter(Path(run_dir), wandb_run, last_steps=last_steps)
+    def __init__(
+        self, run_dir: str, wandb_run: WandbRun, last_steps: dict[str, int], unsure: Collection[Rows] = ()
+    ) -> None:
+        self._writer = MetricsWriter(Path(run_dir), wandb_run, last_steps=last_steps, unsure=unsure)
 
     def ready(self) -> str | None:
         """Answers with the W&B run id once the files are open."""
@@ -49,40 +58,83 @@ class RecorderActor:
 
 
 class Recorder:
-    """The driver's side of the recorder: rows are sent and awaited, so that a full disk is an error, not a silence."""
+    """The driver's side of the recorder: rows are sent and awaited, so that a full disk is an error, not a silence.
+
+    Its process runs on the driver's node, where the run's files are. When it dies, another goes on with the files: rows
+    that were not acknowledged are cut off, if they are there, and written again.
+    """
 
     def __init__(
-        self, run_dir: Path, config: RunConfig, *, wandb_run_id: str | None, last_steps: dict[str, int]
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        *,
+        wandb_run_id: str | None,
+        last_steps: dict[str, int],
+        tell: Callable[[str], None],
     ) -> None:
-        wandb_run = WandbRun(
+        self._run_dir = str(run_dir)
+        self._tell = tell
+        self._wandb_run = WandbRun(
             **config.wandb.model_dump(), name=config.name, config=config.model_dump(mode="json"), run_id=wandb_run_id
         )
-        options = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}}}
-        self._actor = spawn(RecorderActor, options, str(run_dir), wandb_run, last_steps)
+        self._unanswered: set[Rows] = set()
+        self._actor = self._spawn(last_steps)
         self.wandb_run_id: str | None = resolve_blocking(
             self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT
         )
+        self._wandb_run = replace(self._wandb_run, run_id=self.wandb_run_id)
 
     async def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row of metrics."""
-        await self._call("log", stage, step, metrics)
+        await self._call("log", ("metrics.jsonl", stage, step), stage, step, metrics)
 
     async def samples(self, step: int, chunks: list[Any]) -> dict[str, float]:
         """Write the training samples behind the references; what only their texts tell."""
-        metrics: dict[str, float] = await self._call("samples", step, *chunks)
+        metrics: dict[str, float] = await self._call("samples", ("samples.jsonl", "ppo", step), step, *chunks)
         return metrics
 
     async def evaluation(self, purpose: str, step: int, chunks: list[Any]) -> tuple[dict[str, float], list[float]]:
         """Write the held-out samples behind the references; their eval/* metrics and what the guard watches."""
-        answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", purpose, step, *chunks)
+        rows = ("samples.jsonl", purpose, step)
+        answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", rows, purpose, step, *chunks)
         return answer
 
     def close(self) -> None:
-        """Flush and end the process."""
-        resolve_blocking(self._actor.close.remote(), what="the recorder to close its files", timeout=_TIMEOUT)
-        ray.kill(self._actor)
+        """Flush and end the process; what fails here is told, since every row is on disk and the work is done or has failed."""
+        try:
+            resolve_blocking(self._actor.close.remote(), what="the recorder to close its files", timeout=_TIMEOUT)
+        except RayrlhfError as error:
+            self._tell(f"{error} metrics.jsonl and samples.jsonl are whole; W&B may lack its last rows.")
+        end(self._actor)
 
-    async def _call(self, method: str, *args: Any) -> Any:
-        return await resolve(
-            getattr(self._actor, method).remote(*args), what=f"the recorder ({method})", timeout=_TIMEOUT
-        )
+    async def _call(self, method: str, rows: Rows, *args: Any) -> Any:
+        self._unanswered.add(rows)
+        try:
+            for _ in range(MOST_LOSSES):
+                actor = self._actor
+                try:
+                    return await self._ask(actor, method, *args)
+                except ActorLostError as loss:
+                    self._replace(actor, loss)
+            return await self._ask(self._actor, method, *args)
+        finally:
+            self._unanswered.discard(rows)
+
+    async def _ask(self, actor: Any, method: str, *args: Any) -> Any:
+        return await resolve(getattr(actor, method).remote(*args), what=f"the recorder ({method})", timeout=_TIMEOUT)
+
+    def _replace(self, lost: Any, loss: ActorLostError) -> None:
+        if self._actor is not lost:
+            return  # Another call saw the loss first.
+        self._tell(f"{loss} Another one goes on with the same files.")
+        self._actor = self._spawn({}, unsure=sorted(self._unanswered))
+
+    def _spawn(self, last_steps: dict[str, int], unsure: Collection[Rows] = ()) -> Any:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {
+            "num_cpus": 0,
+            "scheduling_strategy": here,
+            "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}},
+        }
+        return spawn(RecorderActor, options, self._run_dir, self._wandb_run, last_steps, unsure)

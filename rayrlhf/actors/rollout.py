@@ -1,13 +1,13 @@
 """Rollout workers: vLLM engines behind Ray, always on the version the driver last published."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rayrlhf.actors.calls import resolve, together
+from rayrlhf.actors.calls import LostObjectError, resolve, together
 from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.config import RunConfig
@@ -72,8 +72,19 @@ class PublishedWeights:
 class RolloutPool:
     """The rollout workers as one: splits requests, follows versions, replaces the dead."""
 
-    def __init__(self, config: RunConfig, *, model_dir: str, device: str, eos_token_ids: list[int]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        model_dir: str,
+        device: str,
+        eos_token_ids: list[int],
+        republish: Callable[[], Awaitable[PublishedWeights]],
+        tell: Callable[[str], None],
+    ) -> None:
+        """`republish` makes the current version's buckets anew, where they are lost before a worker has them."""
         self._published: PublishedWeights | None = None
+        self._republish = republish
         self._timeout = config.rollout.call_timeout
         options = actor_options(config.rollout, device=device, env=engine_environment(config.rollout, device=device))
         self.pool = ReplicaPool(
@@ -84,6 +95,7 @@ class RolloutPool:
             start_timeout=config.rollout.start_timeout,
             call_timeout=config.rollout.call_timeout,
             max_restarts=config.rollout.max_restarts,
+            tell=tell,
         )
 
     async def start(self) -> None:
@@ -109,7 +121,11 @@ class RolloutPool:
     async def apply(self, weights: PublishedWeights) -> None:
         """Bring every worker to `weights`; WeightSyncError when one acknowledges another version."""
         self._published = weights
-        acknowledged = await self.pool.broadcast("apply_weights", weights.manifest, *weights.buckets)
+        try:
+            acknowledged = await self.pool.broadcast("apply_weights", weights.manifest, *weights.buckets)
+        except LostObjectError:
+            self._published = weights = await self._republish()
+            acknowledged = await self.pool.broadcast("apply_weights", weights.manifest, *weights.buckets)
         wrong = [version for version in acknowledged if version not in (None, weights.version)]
         if wrong:
             raise WeightSyncError(f"A rollout worker acknowledged version {wrong[0]} instead of {weights.version}.")
@@ -117,7 +133,12 @@ class RolloutPool:
     async def _catch_up(self, handle: Any) -> None:
         if self._published is None:
             return
-        ref = handle.apply_weights.remote(self._published.manifest, *self._published.buckets)
-        await resolve(
-            ref, what=f"a new rollout worker to load version {self._published.version}", timeout=self._timeout
-        )
+        try:
+            await self._load(handle, self._published)
+        except LostObjectError:
+            self._published = await self._republish()
+            await self._load(handle, self._published)
+
+    async def _load(self, handle: Any, weights: PublishedWeights) -> None:
+        ref = handle.apply_weights.remote(weights.manifest, *weights.buckets)
+        await resolve(ref, what=f"a new rollout worker to load version {weights.version}", timeout=self._timeout)

@@ -1,6 +1,7 @@
 """Scoring workers: reward model and reference policy behind Ray."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,7 +56,15 @@ class ScoringWorker:
 class ScoringPool:
     """The scoring workers as one."""
 
-    def __init__(self, config: RunConfig, *, reward_model_dir: str | None, reference_dir: str, device: str) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        reward_model_dir: str | None,
+        reference_dir: str,
+        device: str,
+        tell: Callable[[str], None],
+    ) -> None:
         options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 1}
 
         self.pool = ReplicaPool(
@@ -67,6 +76,7 @@ class ScoringPool:
             call_timeout=config.scoring.call_timeout,
             max_restarts=config.scoring.max_restarts,
             max_pending=config.scoring.max_pending,
+            tell=tell,
         )
 
     async def start(self) -> None:

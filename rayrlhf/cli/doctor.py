@@ -7,10 +7,9 @@ import yaml
 
 from rayrlhf.actors.cluster import GIB, PINNED, local_node
 from rayrlhf.actors.cluster import installed_version as version_of
-from rayrlhf.config import RunConfig, load_config
-from rayrlhf.models.size import count_parameters
-from rayrlhf.pipelines.plan import Plan, show_plan
-from rayrlhf.pipelines.run import preflight
+from rayrlhf.config import RunConfig, Stage, load_config
+from rayrlhf.pipelines.checks import check_run
+from rayrlhf.pipelines.plan import show_plan
 from rayrlhf.telemetry.console import Console
 
 
@@ -30,19 +29,21 @@ def diagnose(config_path: Path | None, overrides: list[str]) -> bool:
     return _judge(console, load_config(config_path, overrides))
 
 
-def show_dry_run(config: RunConfig) -> bool:
+def show_dry_run(config: RunConfig, *, only: Stage | None, resume: bool) -> bool:
     """Print the resolved configuration and the plan; whether something is lacking."""
     console = Console()
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    return _judge(console, config)
+    return _judge(console, config, only=only, resume=resume)
 
 
-def _judge(console: Console, config: RunConfig) -> bool:
+def _judge(console: Console, config: RunConfig, *, only: Stage | None = None, resume: bool = False) -> bool:
+    """Check as a start would, and start nothing; what is wrong is raised, what is lacking is listed."""
     try:
-        found = preflight(config)
+        checked = check_run(config, only=only, resume=resume)
     finally:
         ray.shutdown()
-    show_plan(console, config, Plan(parameters=count_parameters(config.model), device=found.device))
+    found = checked.preflight
+    show_plan(console, checked.config, checked.plan)
     for warning in found.warnings:
         console.warn(warning)
     for shortage in found.shortages:

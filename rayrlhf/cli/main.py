@@ -1,13 +1,16 @@
 """The `rayrlhf` command. Heavy imports wait until a command needs them, so that --help is instant."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from rayrlhf.cli import judge
 from rayrlhf.cli.errors import clear_errors, quiet_libraries
+
+if TYPE_CHECKING:
+    from rayrlhf.config import Stage
 
 app = typer.Typer(
     name="rayrlhf",
@@ -27,7 +30,7 @@ class _TrainUnlessNamed(TyperGroup):
     """`rayrlhf reward CONFIG` trains; `rayrlhf reward audit DATA` is a command of its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in self.commands and args[0] != "--help":
             args = ["train", *args]
         return super().parse_args(ctx, args)
 
@@ -42,9 +45,11 @@ app.command()(judge.verify)
 
 
 @reward.command("train")
-def train_reward(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
+def train_reward(
+    config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
     """Train the reward model alone."""
-    _stages(config, overrides, "reward", resume=resume)
+    _stages(config, overrides, "reward", resume=resume, dry_run=dry_run)
 
 
 @reward.command("curve")
@@ -77,15 +82,15 @@ def run(config: ConfigPath, overrides: Overrides = None, resume: Resume = False,
 
 
 @app.command()
-def sft(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
+def sft(config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Run supervised fine-tuning alone."""
-    _stages(config, overrides, "sft", resume=resume)
+    _stages(config, overrides, "sft", resume=resume, dry_run=dry_run)
 
 
 @app.command()
-def ppo(config: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
+def ppo(config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Run PPO alone (GRPO, RLOO or REINFORCE by ppo.advantage), on the run's own SFT policy and rewards."""
-    _stages(config, overrides, "ppo", resume=resume)
+    _stages(config, overrides, "ppo", resume=resume, dry_run=dry_run)
 
 
 @app.command()
@@ -96,6 +101,7 @@ def doctor(
     """Say what this machine or cluster lacks, for a configuration where one is given."""
     from rayrlhf.cli.doctor import diagnose
 
+    quiet_libraries()
     with clear_errors():
         lacking = diagnose(config, overrides or [])
     raise typer.Exit(2 if lacking else 0)
@@ -113,9 +119,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder, such as
         typer.echo(str(write_report(run_dir)))
 
 
-def _stages(
-    config: Path, overrides: list[str] | None, only: str | None, *, resume: bool, dry_run: bool = False
-) -> None:
+def _stages(config: Path, overrides: list[str] | None, only: "Stage | None", *, resume: bool, dry_run: bool) -> None:
     from rayrlhf.config import load_config
 
     with clear_errors():
@@ -124,11 +128,11 @@ def _stages(
         if dry_run:
             from rayrlhf.cli.doctor import show_dry_run
 
-            lacking = show_dry_run(loaded)
+            lacking = show_dry_run(loaded, only=only, resume=resume)
             raise typer.Exit(2 if lacking else 0)
         from rayrlhf.pipelines.run import run_stages
 
-        run_stages(loaded, resume=resume, only=only)  # type: ignore[arg-type]
+        run_stages(loaded, resume=resume, only=only)
 
 
 if __name__ == "__main__":

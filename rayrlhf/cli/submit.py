@@ -25,7 +25,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def main(
-    entrypoint: Annotated[list[str] | None, typer.Argument(help="The job's command, after --.")] = None,
+    entrypoint: Annotated[
+        list[str] | None,
+        typer.Argument(help="The job's command, after --. Its output_dir is an absolute path that outlives the job."),
+    ] = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's job server.")
     ] = "http://127.0.0.1:8265",
@@ -36,9 +39,12 @@ def main(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the job; 0 waits without end.")] = 0.0,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")] = False,
 ) -> None:
-    """Submit a command (default: the quickstart) and exit with its status. Ctrl-C stops waiting, not the job."""
-    command = entrypoint or ["rayrlhf", "run", "configs/quickstart.yaml"]
+    """Submit a command and exit with its status. Ctrl-C stops waiting, not the job.
+
+    Without a command it is the quickstart, with its output in runs/ of this folder, where the head is on this machine.
+    """
     try:
+        command = entrypoint or _quickstart(address)
         status = submit(
             command,
             address=address,
@@ -57,13 +63,19 @@ def submit(
     command: list[str], *, address: str, working_dir: Path, runtime_env: Path, timeout: float, wait: bool
 ) -> int:
     """Submit and follow; the exit status of the job's command, 0 only if it succeeded."""
+    if not working_dir.is_dir():
+        raise ConfigError(f"--working-dir {working_dir} is not a directory.")
     environment = _read_environment(runtime_env)
     client = _connect(address)
     print(f"package: {_package_bytes(working_dir, environment) / 2**20:.1f} MiB from {working_dir.resolve()}")
-    job_id = client.submit_job(
-        entrypoint=_portable(command, local=_on_this_machine(address)),
-        runtime_env={**environment, "working_dir": str(working_dir.resolve())},
-    )
+    try:
+        job_id = client.submit_job(
+            entrypoint=_portable(command, local=_on_this_machine(address)),
+            runtime_env={**environment, "working_dir": str(working_dir.resolve())},
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ResourceError(f"The job was not accepted at {address}: {told}.") from error
     print(f"job: {job_id} on {address}", flush=True)
     if not wait:
         return 0
@@ -72,6 +84,15 @@ def submit(
     except KeyboardInterrupt:
         print(f"\nno longer waiting; the job goes on. Stop it with: ray job stop --address {address} {job_id}")
         return 130
+
+
+def _quickstart(address: str) -> list[str]:
+    if not _on_this_machine(address):
+        raise ConfigError(
+            "Give the job's command, with an absolute output_dir on storage that its nodes share: bin/submit -- rayrlhf run "
+            "configs/quickstart.yaml output_dir=/shared/runs."
+        )
+    return ["rayrlhf", "run", "configs/quickstart.yaml", f"output_dir={Path('runs').absolute()}"]
 
 
 def _portable(command: list[str], *, local: bool) -> str:
@@ -111,7 +132,8 @@ def _connect(address: str) -> Any:
         waited = _REACH_SECONDS - max(0.0, deadline - time.monotonic())
         raise ResourceError(
             f"No Ray job server answered at {address} in {waited:.0f} s ({type(error).__name__}): start a head with "
-            f"`ray start --head`, or give another --address."
+            f"`ray start --head`, or give another --address, that of the job server (8265 unless changed) and not of the port "
+            f"that nodes join by (6379)."
         ) from None
 
 

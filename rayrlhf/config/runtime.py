@@ -2,18 +2,21 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rayrlhf.config.base import Node
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
+MIN_OBJECT_STORE_BYTES = 75 * 2**20
+"""The smallest object store that Ray starts with."""
+
 
 class RoleConfig(Node):
     """What one process of a role asks Ray for."""
 
-    cpus: float = Field(default=1.0, ge=0.0)
-    """Logical CPUs, for placement."""
+    cpus: float | None = Field(default=None, ge=0.0)
+    """Logical CPUs, for placement; default: 1, or an equal share of a core where the roles would not fit otherwise."""
     gpus: float | None = Field(default=None, ge=0.0)
     """GPUs; default: 1 on CUDA, 0 on CPU."""
     threads: int | None = Field(default=None, ge=1)
@@ -31,7 +34,11 @@ class RoleConfig(Node):
 
     @property
     def compute_threads(self) -> int:
-        return self.threads or max(1, int(self.cpus))
+        return self.threads or max(1, int(self.placed_cpus))
+
+    @property
+    def placed_cpus(self) -> float:
+        return 1.0 if self.cpus is None else self.cpus
 
 
 class RolloutConfig(RoleConfig):
@@ -107,5 +114,12 @@ class ClusterConfig(Node):
 
     address: str | None = None
     """Cluster to join; default: the one a Ray job runs in, else a local one for this run."""
-    object_store_gib: float = Field(default=1.0, gt=0.0)
-    """Object store of a local cluster."""
+    object_store_gib: float = 1.0
+    """Object store of a local cluster; at least 0.0733."""
+
+    @field_validator("object_store_gib")
+    @classmethod
+    def _store_that_starts(cls, gib: float) -> float:
+        if gib * 2**30 < MIN_OBJECT_STORE_BYTES:
+            raise ValueError(f"{gib:g} is below 0.0733 GiB ({MIN_OBJECT_STORE_BYTES:,} bytes), Ray's smallest store")
+        return gib

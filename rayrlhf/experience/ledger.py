@@ -34,9 +34,13 @@ class Ledger:
             self.issued += 1
 
     def reissue(self, sample_ids: Iterable[SampleId]) -> None:
-        """A dead worker's leases go back to the queue under the same names."""
+        """What was leased or scored and is lost goes back to the queue under the same names."""
         for sample_id in sample_ids:
-            if sample_id not in self._leased:
+            if sample_id in self._scored:
+                self._scored.remove(sample_id)
+                self._leased.add(sample_id)
+                self.scored -= 1
+            elif sample_id not in self._leased:
                 raise LedgerError(f"Sample {sample_id} cannot be leased again: it is not in flight.")
             self.reissued += 1
 

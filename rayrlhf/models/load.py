@@ -37,6 +37,12 @@ def check_model_dir(path: str, *, role: str) -> None:
         raise ModelError(f"The {role} directory {path} holds no weights (no *.safetensors file).")
 
 
+def check_loadable(path: str, *, role: str) -> None:
+    """ModelError unless `path`, a directory or a hub name, has weights and a configuration that transformers reads."""
+    check_model_dir(path, role=role)
+    _config(path, role=role)
+
+
 def check_context(path: str, *, max_length: int) -> None:
     """ModelError when a model's positions end before `max_length` tokens."""
     context = getattr(_config(path, role="policy").get_text_config(), "max_position_embeddings", None)

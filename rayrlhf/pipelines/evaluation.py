@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rayrlhf.actors.calls import together
+from rayrlhf.actors.calls import repeated_when_lost, together
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.algorithms.seeds import derive_seed
@@ -33,6 +33,7 @@ class Evaluator:
         self._rollout = rollout
         self._scoring = scoring
 
+    @repeated_when_lost
     async def answer(self, purpose: str, step: int) -> tuple[dict[str, float], list[float]]:
         """eval/* metrics of one answer a prompt, and the judge's value of each; the draws are fixed by `purpose`.
 

@@ -5,6 +5,7 @@ are held against the learner, and the second again once an update has changed th
 take over cannot show before.
 """
 
+from rayrlhf.actors.calls import repeated_when_lost
 from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.errors import WeightSyncError
@@ -38,6 +39,7 @@ class ParityGate:
         warmup = ppo.critic_warmup_updates if ppo.uses_critic else 0
         return version == warmup + 1 or version % self._config.parity.every == 0
 
+    @repeated_when_lost
     async def check(self, version: PolicyVersion, *, origin: Origin) -> dict[str, float]:
         """Compare responses drawn wholly under `version`, which the learner must have; the figures, as metrics.
 

@@ -63,7 +63,7 @@ def show_plan(console: Console, config: RunConfig, plan: Plan) -> None:
         [
             name,
             str(processes),
-            f"{role.cpus:g} CPU, {role_gpus(role, device=plan.device):g} GPU, {role.compute_threads} threads",
+            f"{role.placed_cpus:g} CPU, {role_gpus(role, device=plan.device):g} GPU, {role.compute_threads} threads",
             format_bytes(memory),
         ]
         for name, processes, role, memory in roles

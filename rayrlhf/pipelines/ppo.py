@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from rayrlhf.actors.calls import together
+from rayrlhf.actors.calls import MOST_LOSSES, LostObjectError, together
 from rayrlhf.actors.learner import LearnerGroup
-from rayrlhf.actors.rollout import RolloutPool
+from rayrlhf.actors.rollout import RolloutInfo, RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import RunConfig
 from rayrlhf.data.prompts import PromptStream
@@ -50,10 +50,19 @@ class PPOLoop:
         self._buffer = ExperienceBuffer()
         self._store = CheckpointStore(context.folder.checkpoints("ppo"), keep=config.checkpoint.keep)
         self._rollout = RolloutPool(
-            config, model_dir=policy_dir, device=context.device, eos_token_ids=prompts.eos_token_ids
+            config,
+            model_dir=policy_dir,
+            device=context.device,
+            eos_token_ids=prompts.eos_token_ids,
+            republish=lambda: self._learner.publish(self._bucket_count),
+            tell=context.console.warn,
         )
         self._scoring = ScoringPool(
-            config, reward_model_dir=reward_model_dir, reference_dir=policy_dir, device=context.device
+            config,
+            reward_model_dir=reward_model_dir,
+            reference_dir=policy_dir,
+            device=context.device,
+            tell=context.console.warn,
         )
         self._learner = LearnerGroup(config, device=context.device)
         self._evaluator = Evaluator(context, prompts.heldout, rollout=self._rollout, scoring=self._scoring)
@@ -63,6 +72,7 @@ class PPOLoop:
         self._version = 0
         self._version_changed = asyncio.Condition()
         self._missing: Counter[int] = Counter()
+        self._redrawn: Counter[int] = Counter()
         self._phase_seconds: dict[int, dict[str, float]] = {}
         self._before: dict[str, float] = {}
         self._worst_mismatch_p99 = 0.0
@@ -157,21 +167,38 @@ class PPOLoop:
             begun = time.monotonic()
             parts = await self._rollout.generate(requests, on_loss=self._ledger.reissue)
             generated = time.monotonic()
-            await together(*(self._score(step, ref, info.tokens) for ref, info in parts))
+            for chunk in await self._scored(step, parts):
+                await self._buffer.put(chunk)
             self._phase_seconds[step] = {
                 "time/rollout": generated - begun,
                 "time/scoring": time.monotonic() - generated,
                 "perf/rollout_tokens_per_second": sum(info.tokens for _, info in parts) / (generated - begun),
             }
 
-    async def _score(self, step: int, trajectories: Any, tokens: int) -> None:
-        ref, info = await self._scoring.score(trajectories)
+    async def _scored(self, step: int, parts: list[tuple[Any, RolloutInfo]]) -> list[Chunk]:
+        return [chunk for chunks in await together(*(self._score(step, *part) for part in parts)) for chunk in chunks]
+
+    async def _score(self, step: int, trajectories: Any, drawn: RolloutInfo) -> list[Chunk]:
+        """Score what was drawn; trajectories that are lost on their way are drawn again first."""
+        try:
+            ref, info = await self._scoring.score(trajectories)
+        except LostObjectError as loss:
+            return await self._draw_again(step, drawn.sample_ids, loss)
         if not all(self._ledger.accept(info.sample_ids)):
             raise LedgerError(f"A second copy of a sample of step {step} came back from scoring.")
         self._drop(step, info.missing)
-        await self._buffer.put(
-            Chunk(step=step, sample_ids=info.sample_ids, ref=ref, tokens=tokens, dropped=len(info.missing))
-        )
+        return [Chunk(step=step, sample_ids=info.sample_ids, ref=ref, tokens=drawn.tokens, dropped=len(info.missing))]
+
+    async def _draw_again(self, step: int, sample_ids: Sequence[SampleId], loss: LostObjectError) -> list[Chunk]:
+        """Samples whose value is lost, drawn and scored once more under the same names and seeds."""
+        self._redrawn[step] += 1
+        if self._redrawn[step] > MOST_LOSSES * self._config.rollout.workers:
+            raise loss
+        self._context.console.warn(f"{loss} {len(sample_ids)} samples of step {step + 1} are drawn again.")
+        self._ledger.reissue(sample_ids)
+        wanted = set(sample_ids)
+        requests = [request for request in self._requests(step) if request.sample_id in wanted]
+        return await self._scored(step, await self._rollout.generate(requests, on_loss=self._ledger.reissue))
 
     def _drop(self, step: int, missing: Sequence[tuple[SampleId, str]]) -> None:
         """A response without a score is never trained; too many of them in one step are a failure with a cause."""
@@ -196,13 +223,11 @@ class PPOLoop:
         evaluation: dict[str, float] = {}
         for step in range(first, last):
             begun = time.monotonic()
-            chunks = await self._buffer.take(step, timeout)
-            refs = [chunk.ref for chunk in chunks]
+            chunks, recorded = await self._handed_over(step, await self._buffer.take(step, timeout))
             taken = time.monotonic()
-            metrics = await self._learner.update(step, refs)
+            metrics = recorded | await self._learner.update(step)
             trained = time.monotonic()
             self._ledger.train(step, (sample_id for chunk in chunks for sample_id in chunk.sample_ids))
-            metrics |= await self._context.recorder.samples(step + 1, refs)
             metrics |= await self._publish()
             if self._gate.due(step + 1):
                 metrics |= await self._gate.check(step + 1, origin="updated")
@@ -224,7 +249,30 @@ class PPOLoop:
                 break
         return evaluation
 
+    async def _handed_over(self, step: int, chunks: list[Chunk]) -> tuple[list[Chunk], dict[str, float]]:
+        """The step's chunks, held by the learner and written by the recorder, and what the texts tell.
+
+        Nothing of the update has begun yet: chunks that are lost until then are drawn again.
+        """
+        while True:
+            refs = [chunk.ref for chunk in chunks]
+            try:
+                await self._learner.receive(refs)
+                return chunks, await self._context.recorder.samples(step + 1, refs)
+            except LostObjectError as loss:
+                lost = [chunk for chunk in chunks if chunk.ref.hex() == loss.object_id] or chunks
+                again = await self._draw_again(step, [i for chunk in lost for i in chunk.sample_ids], loss)
+                kept = [chunk for chunk in chunks if chunk not in lost]
+                chunks = sorted(
+                    (chunk for chunk in [*kept, *again] if chunk.sample_ids), key=lambda chunk: chunk.sample_ids[0]
+                )
+
     def _lease(self, step: int) -> list[RolloutRequest]:
+        requests = self._requests(step)
+        self._ledger.issue(request.sample_id for request in requests)
+        return requests
+
+    def _requests(self, step: int) -> list[RolloutRequest]:
         requests = []
         drawn: Counter[int] = Counter()
         for prompt in self._stream.at(step):
@@ -232,7 +280,6 @@ class PPOLoop:
                 sample_id = SampleId("ppo", step, prompt.prompt_id, drawn[prompt.prompt_id])
                 drawn[prompt.prompt_id] += 1
                 requests.append(sample_request(self._config.seed, sample_id, prompt))
-        self._ledger.issue(request.sample_id for request in requests)
         return requests
 
     async def _until_version(self, version: int) -> None:

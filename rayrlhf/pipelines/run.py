@@ -4,33 +4,20 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from rayrlhf.actors.cluster import (
-    GIB,
-    Preflight,
-    cluster_nodes,
-    connect,
-    demand,
-    existing_address,
-    inspect,
-    local_node,
-)
+from rayrlhf.actors.cluster import connect, demand
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig, Stage
-from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
-from rayrlhf.data.schema import Split
 from rayrlhf.errors import ConfigError, RayrlhfError
-from rayrlhf.models.load import check_context, check_model_dir, check_reward_model
-from rayrlhf.models.size import count_parameters
 from rayrlhf.pipelines.checkpoint import CheckpointStore
+from rayrlhf.pipelines.checks import check_run
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import RunFolder, tracks
-from rayrlhf.pipelines.plan import Plan, show_plan
+from rayrlhf.pipelines.plan import show_plan
 from rayrlhf.pipelines.ppo import PPOLoop
 from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.pipelines.reward import run_reward
@@ -42,45 +29,24 @@ from rayrlhf.telemetry.summary import write_summary
 from rayrlhf.telemetry.wording import wording
 
 
-def preflight(config: RunConfig) -> Preflight:
-    """What the machine or cluster lacks for this run; joins the cluster only where there is one."""
-    address = existing_address(config)
-    if address is not None:
-        connect(config)
-    nodes = [local_node()] if address is None else cluster_nodes()
-    device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
-    plan = Plan(parameters=count_parameters(config.model), device=device)
-    report = inspect(
-        config, nodes, output_dir=Path(config.output_dir), object_store_need=plan.object_store_bytes(config)
-    )
-    memory = plan.learner_bytes(config)
-    if "ppo" in config.stages:
-        memory += config.rollout.workers * plan.engine_bytes(config) + config.scoring.workers * plan.frozen_bytes(
-            config
-        )
-    offered = sum(node.resources.get("memory", 0.0) for node in nodes)
-    if device == "cpu" and memory > offered:
-        report.shortages.append(
-            f"the models take about {memory / GIB:.1f} GiB and {offered / GIB:.1f} GiB of memory are available"
-        )
-    return report
-
-
 def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) -> Path:
     """Run the configured stages (or one of them) and return the run's folder; raises one of our errors."""
     console = Console()
-    config = config if only is None else config.model_copy(update={"stages": [only]})
-    _check_models(config)
-    rows = _check_data(config)
-    report = preflight(config)
+    console.note("Checking models, data and rewards.")
+    checked = check_run(config, only=only, resume=resume)
+    config, report = checked.config, checked.preflight
     for warning in report.warnings:
         console.warn(warning)
     demand(report)
     folder = RunFolder(config)
-    _open_folder(folder, config, console, resume=resume, only=only)
-    show_plan(console, config, Plan(parameters=count_parameters(config.model), device=report.device, rows=rows))
+    try:
+        _open_folder(folder, config, console, resume=resume, only=only)
+    except OSError as error:
+        raise ConfigError(f"The run's folder {folder.root} cannot be used: {error}.") from error
+    show_plan(console, config, checked.plan)
     with MemorySampler() as memory:
         if not ray.is_initialized():
+            console.note("Starting Ray on this machine.")
             connect(config)
         obey_termination()
         try:
@@ -125,7 +91,7 @@ def _run(
     wandb_run_id: str | None = None
     if resume:
         last_steps, wandb_run_id = _resume_point(config, folder)
-    recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, last_steps=last_steps)
+    recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, last_steps=last_steps, tell=console.warn)
     context = RunContext(
         config=config,
         folder=folder,
@@ -186,35 +152,6 @@ def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
             f'ppo.rewards=[{{kind: function, target: "package.module:function"}}].'
         )
     return (models[0].path or own) if models else None
-
-
-def _check_models(config: RunConfig) -> None:
-    if config.model.path is not None:
-        check_model_dir(config.model.path, role="policy")
-        check_context(config.model.path, max_length=config.model.max_length)
-    if "reward" in config.stages and config.reward.base is not None:
-        check_model_dir(config.reward.base, role="reward model backbone")
-    for model in config.ppo.reward_models if "ppo" in config.stages else []:
-        if model.path is not None:
-            check_reward_model(model.path)
-    if "ppo" in config.stages and config.ppo.guard.judge is not None:
-        check_reward_model(config.ppo.guard.judge)
-
-
-def _check_data(config: RunConfig) -> dict[Stage, int]:
-    """Read every source once before anything starts, so that a bad file is known now and not after the stages before it.
-
-    Answers with the rows each stage trains on.
-    """
-    loaders: dict[Stage, Callable[[RunConfig], Split[Any]]] = {
-        "sft": load_demonstrations,
-        "reward": load_preferences,
-        "ppo": load_prompts,
-    }
-    rows = {stage: len(loaders[stage](config).train) for stage in config.stages}
-    if "ppo" in config.stages and config.model.path is not None:
-        load_prompt_set(config, policy_dir=config.model.path)
-    return rows
 
 
 def _open_folder(folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None) -> None:

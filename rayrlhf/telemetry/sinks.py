@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -61,26 +61,29 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def keep_until(path: Path, last_steps: dict[str, int]) -> None:
+def keep_until(path: Path, last_steps: dict[str, int], unsure: Collection[tuple[str, int]] = ()) -> None:
     """Drop the rows of each stage after its last step, and a line torn by a kill; the rest stays as it is.
 
-    Held-out samples (stage "eval") belong to the ppo stage.
+    Held-out samples (stage "eval") belong to the ppo stage. Rows of the stages and steps in `unsure` go too: they will
+    be written again.
     """
     if not path.exists():
         return
     partial = path.with_name(f".{path.name}.partial")
     # Bytes, because a kill may tear a character too, and because text lines also end at characters JSON leaves raw.
     with open(path, "rb") as old, open(partial, "wb") as new:
-        new.writelines(line.rstrip(b"\n") + b"\n" for line in old if _kept(line, last_steps))
+        new.writelines(line.rstrip(b"\n") + b"\n" for line in old if _kept(line, last_steps, unsure))
         new.flush()
         os.fsync(new.fileno())
     os.replace(partial, path)
 
 
-def _kept(line: bytes, last_steps: dict[str, int]) -> bool:
+def _kept(line: bytes, last_steps: dict[str, int], unsure: Collection[tuple[str, int]]) -> bool:
     try:
         row = json.loads(line)
     except ValueError:
+        return False
+    if (row["stage"], row["step"]) in unsure:
         return False
     stage = "ppo" if row["stage"] == "eval" else row["stage"]
     return bool(row["step"] <= last_steps.get(stage, row["step"]))
@@ -189,11 +192,24 @@ def _mode(mode: Literal["auto", "online", "offline", "disabled"]) -> _StartMode:
 class MetricsWriter:
     """metrics.jsonl, samples.jsonl and W&B of one run, written by one process alone."""
 
-    def __init__(self, run_dir: Path, wandb_run: WandbRun, *, last_steps: dict[str, int] | None = None) -> None:
-        """Open the files; `last_steps` names the last step of each stage that a resumed run keeps."""
+    def __init__(
+        self,
+        run_dir: Path,
+        wandb_run: WandbRun,
+        *,
+        last_steps: dict[str, int] | None = None,
+        unsure: Collection[tuple[str, str, int]] = (),
+    ) -> None:
+        """Open the files.
+
+        `last_steps` names the last step of each stage that a resumed run keeps; `unsure` the file, stage and step of rows
+        that a writer before this one may have written or not, and that will be written again.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl"):
-            keep_until(run_dir / name, last_steps or {})
+            keep_until(
+                run_dir / name, last_steps or {}, [(stage, step) for file, stage, step in unsure if file == name]
+            )
         self._metrics = JsonlSink(run_dir / "metrics.jsonl")
         self._samples = JsonlSink(run_dir / "samples.jsonl")
         self._wandb = WandbSink(wandb_run, run_dir)

@@ -1,0 +1,235 @@
+"""What a run asks for, checked before anything starts: a start, `--dry-run` and `doctor` all ask here."""
+
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rayrlhf.actors.cluster import (
+    GIB,
+    Preflight,
+    cluster_nodes,
+    connect,
+    existing_address,
+    in_a_job,
+    inspect,
+    local_node,
+    with_shares,
+)
+from rayrlhf.config import FunctionReward, HttpReward, MetricReward, RunConfig, Stage
+from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
+from rayrlhf.data.schema import PromptRow, Split
+from rayrlhf.errors import ConfigError, DataError, ResourceError
+from rayrlhf.models.load import check_context, check_loadable, check_model_dir, check_reward_model
+from rayrlhf.models.size import count_parameters
+from rayrlhf.pipelines.folder import RunFolder
+from rayrlhf.pipelines.plan import Plan
+from rayrlhf.pipelines.prompts import load_prompt_set
+from rayrlhf.reward.importable import check_importable
+from rayrlhf.reward.stats import load_stats
+
+_SERVER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A run that may start, but for what `preflight` finds lacking."""
+
+    config: RunConfig
+    """With the CPUs of every role named."""
+    plan: Plan
+    preflight: Preflight
+
+
+def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = False) -> Checked:
+    """Everything that is known before the start; the configured stages, or one of them.
+
+    Raises ConfigError, DataError, ModelError or ResourceError for the first wrong or impossible thing; what the machine
+    or cluster lacks stands in the answer. Joins the cluster where there is one.
+    """
+    if only is not None:
+        config = config.model_copy(update={"stages": [only]})
+    _check_output_dir(config)
+    origins = _Origins(config, kept=resume or only is not None)
+    _check_models(config, origins)
+    rows = _check_data(config, origins)
+    warnings = _check_rewards(config)
+    report, config = _preflight(config)
+    report.warnings.extend(warnings)
+    plan = Plan(parameters=count_parameters(config.model), device=report.device, rows=rows)
+    return Checked(config=config, plan=plan, preflight=report)
+
+
+def _check_output_dir(config: RunConfig) -> None:
+    """A place that can be written to and that outlives the run."""
+    if in_a_job():
+        _refuse_what_is_deleted(config)
+    try:
+        root = Path(config.output_dir).absolute() / config.name
+        nearest = next(path for path in (root, *root.parents) if path.exists() or path.is_symlink())
+        if nearest.is_dir():
+            tempfile.TemporaryDirectory(dir=nearest, prefix=".rayrlhf-").cleanup()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"output_dir={config.output_dir} cannot be written to: {error}.") from None
+    if not nearest.is_dir():
+        raise ConfigError(f"output_dir={config.output_dir} with name={config.name}: {nearest} is no directory.")
+
+
+def _refuse_what_is_deleted(config: RunConfig) -> None:
+    here = Path.cwd()
+    unpacked = "working_dir_files" in here.parts
+    if not Path(config.output_dir).is_absolute() or (unpacked and Path(config.output_dir).is_relative_to(here)):
+        raise ConfigError(
+            f"output_dir={config.output_dir} lies in the working directory of this submitted job, which Ray deletes: give an "
+            f"absolute path that outlives the job and that every node sees, such as output_dir=/shared/runs."
+        )
+
+
+class _Origins:
+    """Where each stage's models come from: the configuration, an earlier stage of this run, or one that was run before."""
+
+    def __init__(self, config: RunConfig, *, kept: bool) -> None:
+        """`kept` where the run's folder goes on being used, and is not moved aside."""
+        self._config = config
+        self._kept = kept
+        self._folder = RunFolder(config)
+
+    def own(self, stage: str) -> Path | None:
+        """The finished export of a stage that is not run now."""
+        found = self._kept and stage not in self._config.stages and self._folder.finished(stage)
+        return self._folder.model_dir({"sft": "sft", "reward": "reward_model"}[stage]) if found else None
+
+    def policy(self) -> str | None:
+        """Directory of what PPO starts from, None where the run makes it; ConfigError where there is neither."""
+        own = self.own("sft")
+        if own is not None:
+            return str(own)
+        if "sft" in self._config.stages or self._config.model.path is not None:
+            return self._config.model.path
+        raise ConfigError(
+            f"PPO starts from {self._folder.model_dir('sft')}, which is not there: run the sft stage first, or give model.path."
+        )
+
+
+def _check_models(config: RunConfig, origins: _Origins) -> None:
+    if config.model.path is not None:
+        check_model_dir(config.model.path, role="policy")
+        check_context(config.model.path, max_length=config.model.max_length)
+    if "reward" in config.stages and config.reward.base is not None:
+        check_loadable(config.reward.base, role="reward model backbone")
+    if "ppo" not in config.stages:
+        return
+    origins.policy()
+    for term in config.ppo.reward_models:
+        directory = term.path or origins.own("reward")
+        if directory is not None:
+            check_reward_model(str(directory))
+            if len(config.ppo.rewards) > 1 or term.length_correction > 0.0:
+                load_stats(directory)
+        elif "reward" not in config.stages:
+            raise ConfigError(
+                f"PPO needs a reward model and {RunFolder(config).model_dir('reward_model')} is not there: run the reward "
+                f"stage first, or give the path of one in ppo.rewards=[{{kind: model, path: ...}}]."
+            )
+    if config.ppo.guard.judge is not None:
+        check_reward_model(config.ppo.guard.judge)
+
+
+def _check_data(config: RunConfig, origins: _Origins) -> dict[Stage, int]:
+    """Read every source once before anything starts, so that a bad file is known now and not after the stages before it.
+
+    Answers with the rows each stage trains on.
+    """
+    loaders: dict[Stage, Callable[[RunConfig], Split[Any]]] = {
+        "sft": load_demonstrations,
+        "reward": load_preferences,
+        "ppo": load_prompts,
+    }
+    rows = {}
+    for stage in config.stages:
+        split = loaders[stage](config)
+        if not split.train or not split.heldout:
+            raise DataError(
+                f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
+                f"give more rows, or change data.heldout_fraction={config.data.heldout_fraction:g}."
+            )
+        rows[stage] = len(split.train)
+        if stage == "ppo":
+            _check_references(config, split)
+    policy = origins.policy() if "ppo" in config.stages else None
+    if policy is not None:
+        load_prompt_set(config, policy_dir=policy)
+    return rows
+
+
+def _check_references(config: RunConfig, prompts: Split[PromptRow]) -> None:
+    metric = next((term for term in config.ppo.rewards if isinstance(term, MetricReward)), None)
+    without = next((row for row in (*prompts.train, *prompts.heldout) if row.reference is None), None)
+    if metric is not None and without is not None:
+        key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
+        raise DataError(
+            f"The reward {metric.name} compares with a reference and {without.origin or 'a prompt'} has none: give {key}."
+        )
+
+
+def _reference_key(config: RunConfig) -> str:
+    assert config.data.prompts is not None
+    return f"every prompt the field data.prompts.reference_key={config.data.prompts.reference_key}"
+
+
+def _check_rewards(config: RunConfig) -> list[str]:
+    """Every term that is not a reward model; what may be wrong, where it is not certain."""
+    warnings = []
+    for term in config.ppo.rewards if "ppo" in config.stages else []:
+        if isinstance(term, FunctionReward):
+            check_importable(term.target, timeout=config.scoring.start_timeout / 5)
+        elif isinstance(term, MetricReward) and term.encoder is not None:
+            check_loadable(term.encoder, role="encoder")
+        elif isinstance(term, HttpReward):
+            warnings += [told for url in term.urls if (told := _unreachable(url)) is not None]
+    if warnings and existing_address(config) is None:
+        raise ResourceError(f"{warnings[0][0].upper()}{warnings[0][1:]}.")
+    return warnings
+
+
+def _unreachable(url: str) -> str | None:
+    """Why no request will reach a reward server, as far as this machine can tell."""
+    try:
+        place = urlsplit(url)
+        port = place.port or {"http": 80, "https": 443}[place.scheme]
+    except (ValueError, KeyError):
+        place, port = urlsplit(""), 0
+    if not place.hostname:
+        raise ConfigError(f"The reward server {url} must be a URL such as http://localhost:5000.")
+    try:
+        socket.create_connection((place.hostname, port), timeout=_SERVER_SECONDS).close()
+    except OSError as error:
+        return f"the reward server {url} does not answer here ({error})"
+    return None
+
+
+def _preflight(config: RunConfig) -> tuple[Preflight, RunConfig]:
+    """What the machine or cluster lacks for this run, and the configuration with each role's share of it."""
+    address = existing_address(config)
+    if address is not None:
+        connect(config)
+    nodes = [local_node()] if address is None else cluster_nodes()
+    device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
+    plan = Plan(parameters=count_parameters(config.model), device=device)
+    output_dir = Path(config.output_dir)
+    config = with_shares(config, nodes, device=device if config.device == "auto" else config.device)
+    report = inspect(config, nodes, output_dir=output_dir, object_store_need=plan.object_store_bytes(config))
+    memory = plan.learner_bytes(config)
+    if "ppo" in config.stages:
+        memory += config.rollout.workers * plan.engine_bytes(config) + config.scoring.workers * plan.frozen_bytes(
+            config
+        )
+    offered = sum(node.resources.get("memory", 0.0) for node in nodes)
+    if device == "cpu" and memory > offered:
+        report.shortages.append(
+            f"the models take about {memory / GIB:.1f} GiB and {offered / GIB:.1f} GiB of memory are available"
+        )
+    return report, config
