@@ -34,10 +34,11 @@ class Node(BaseModel):
 def _over(given: Any, default: Any) -> Any:
     """`given` laid over a section's default instance, key by key; anything but a section stays as it is.
 
-    Only what the instance was made with is laid under: the rest is its class's to decide, which may depend on what else
-    is given.
+    Only where the instance differs from its class is it laid under: the rest is the class's to decide, which may depend
+    on what else is given.
     """
     if not isinstance(default, Node) or not (given is None or isinstance(given, Mapping)):
         return given
-    under = {name: getattr(default, name) for name in default.model_fields_set}
+    own = ((name, getattr(default, name), field) for name, field in type(default).model_fields.items())
+    under = {name: value for name, value, field in own if value != field.get_default(call_default_factory=True)}
     return under | {name: _over(value, getattr(default, name, None)) for name, value in (given or {}).items()}
