@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from rayrlhf.config.base import Node
 
-
 SpecialTokensInText = Literal["split", "encode"]
 
 
