@@ -65,6 +65,8 @@ class ScoringConfig(RoleConfig):
     max_pending: int = Field(default=4, ge=1)
     """Requests a worker holds, the one it scores included; it merges those that wait. More of them wait at the driver."""
     micro_batch_tokens: int = Field(default=8192, ge=2)
+    function_timeout_s: float = Field(default=60.0, gt=0.0)
+    """Seconds one call of a reward function may take; a longer one is ended, and its sample has no score."""
     max_restarts: int = Field(default=3, ge=0)
 
 

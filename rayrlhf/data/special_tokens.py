@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -94,10 +94,8 @@ def parse_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
     assert isinstance(written, str)
     parts: list[Part] = []
     for part in parse(tokenizer, written):
-        text = _MARKED.sub(lambda mark: strings[int(mark.group(1))], part) if isinstance(part, str) else part
-        if isinstance(text, str) and parts and isinstance(parts[-1], str):
-            text = parts.pop() + text
-        parts.append(text)
+        restored = _MARKED.sub(lambda mark: strings[int(mark.group(1))], part) if isinstance(part, str) else part
+        parts.append(restored)
     return parts
 
 
@@ -151,7 +149,7 @@ def _find_controls(tokenizer: PreTrainedTokenizerBase, size: int, template: str 
         twin.add_tokens(
             [AddedToken(_mark(index), lstrip=lstrip, rstrip=rstrip, single_word=single_word, normalized=False)]
         )
-        marked[twin.token_to_id(_mark(index))] = number
+        marked[cast(int, twin.token_to_id(_mark(index)))] = number
     return _Controls(ids, pattern, twin, marked)
 
 

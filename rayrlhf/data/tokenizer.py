@@ -27,6 +27,7 @@ _WORDS = (
 
 _NEUTRAL = ("\n", ":", "?", "a")
 """Texts to stand before a response where its prompt's end would change with it."""
+_NEUTRAL_PARTS: list[list[Part]] = [[text] for text in _NEUTRAL]
 _NEAR = 64
 """Characters before a response that may have a part in its tokens."""
 
@@ -115,7 +116,7 @@ def encode_exchange(
     ids, parts = _encode_prompt(tokenizer, prompt, special)
     if tokenizer.cls_token_id is not None and ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id):
         return ids, [encode_response(tokenizer, text, special=special) for text in responses]
-    befores: list[list[Part]] = [_tail(parts), *([text] for text in _NEUTRAL)]
+    befores = [_tail(parts), *_NEUTRAL_PARTS]
     return ids, [_continued(tokenizer, befores, _response(tokenizer, text, special)) for text in responses]
 
 
@@ -168,7 +169,7 @@ def _encode_prompt(
     """Ids [P] of a prompt, and the parts it was written with."""
     if isinstance(prompt, str):
         text = _without_bos(tokenizer, prompt)
-        parts = [text] if special == "split" else parse(tokenizer, text)
+        parts: list[Part] = [text] if special == "split" else parse(tokenizer, text)
         ids = encode_parts(tokenizer, parts, add_special_tokens=True)
         if ids and ids[-1] == tokenizer.eos_token_id and tokenizer.cls_token_id is None:
             ids = ids[:-1]

@@ -67,7 +67,8 @@ def _weighted(
         metric = MetricTerm(term.name, encoder=term.encoder, device=device)
         return WeightedTerm(term=metric, **scale)
     if isinstance(term, FunctionReward):
-        return WeightedTerm(term=FunctionTerm(term.target), **scale)
+        limits = {"timeout": config.scoring.function_timeout_s, "start_timeout": config.scoring.start_timeout}
+        return WeightedTerm(term=FunctionTerm(term.target, **limits), **scale)
     assert isinstance(term, HttpReward)
     return WeightedTerm(term=HttpTerm(term), **scale)
 

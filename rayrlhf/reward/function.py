@@ -1,48 +1,182 @@
-"""Rewards by a Python function."""
+"""Rewards by a Python function, in a process of its own: whatever it does, the scoring worker lives on."""
 
-import importlib
-import math
-from collections.abc import Callable, Sequence
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
 
 from rayrlhf.data.tokenizer import prompt_as_text
 from rayrlhf.errors import ConfigError
+from rayrlhf.reward import function_child as child
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 
-RewardFunction = Callable[[str, str, str | None], float | None]
+_AT_ONCE = 64
+"""Calls of an asynchronous function that run together."""
+_GRACE = 1.0
+"""Seconds by which an asynchronous function's own deadline may be late."""
+_IN_A_ROW = 3
+"""Processes that end without a score, before the rest of a batch is not asked for."""
+_TRACED = 0.2
+"""Seconds for a process that hangs to say where."""
+_SHOWN = 60
 
 
 class FunctionTerm:
-    """A function of (prompt, response, reference). What it raises, and what is no finite number, is a missing score."""
+    """A function of (prompt, response, reference), or an asynchronous one.
 
-    def __init__(self, target: str) -> None:
+    What it raises, what is no finite number, a call longer than `timeout` seconds and one that ends its process are missing
+    scores, each with a reason that names the function and the sample.
+    """
+
+    def __init__(self, target: str, *, timeout: float = 60.0, start_timeout: float = 300.0) -> None:
         self.name = target
-        self._function = _load(target)
+        self._timeout = timeout
+        self._start_timeout = start_timeout
+        self._process: _FunctionProcess | None = None
+        self._start()
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TermScore]:
-        """One call a request, in order."""
-        return [self._one(request) for request in requests]
+        """One call a request, in order; those of an asynchronous function together."""
+        scores: dict[int, TermScore] = {}
+        at_once, in_vain = _AT_ONCE, 0
+        while left := [i for i in range(len(requests)) if i not in scores]:
+            before = len(scores)
+            failure = self._ask(requests, left, scores, at_once)
+            if failure is None:
+                break
+            in_vain = in_vain + 1 if len(scores) == before else 1
+            if len(failure.running) == 1:
+                number = failure.running[0]
+                scores[number] = self._missing(requests[number], failure.told)
+            at_once = 1  # Of several calls that ran together it shows one by one which it was.
+            if in_vain == _IN_A_ROW:
+                told = f"{failure.told}, {in_vain} times in a row"
+                scores |= {i: self._missing(requests[i], told) for i in left if i not in scores}
+        return [scores[i] for i in range(len(requests))]
 
-    def _one(self, request: ScoreRequest) -> TermScore:
+    def _missing(self, request: ScoreRequest, told: str) -> TermScore:
+        prompt = prompt_as_text(request.prompt)
+        prompt = prompt if len(prompt) <= _SHOWN else prompt[:_SHOWN] + "..."
+        return missing(f"{self.name} {told}, for sample {request.name} (prompt {prompt!r})")
+
+    def _ask(
+        self, requests: Sequence[ScoreRequest], left: Sequence[int], scores: dict[int, TermScore], at_once: int
+    ) -> "_Failure | None":
+        """Fill in the scores of those left as they come; what ended the process before the last, if anything did."""
+        process = self._process or self._start()
+        running: list[int] = []
+        asked = [(prompt_as_text(r.prompt), r.response, r.reference) for r in (requests[i] for i in left)]
         try:
-            value = self._function(prompt_as_text(request.prompt), request.response, request.reference)
-        except Exception as error:  # noqa: BLE001 - somebody else's code: whatever it raises, this sample has no score
-            return missing(f"{self.name} raised {type(error).__name__}: {error}")
-        if value is None:
-            return missing(f"{self.name} gave no score")
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return missing(f"{self.name} gave {value!r}, not a finite number")
-        return TermScore(value=float(value))
+            process.send(asked, at_once)
+            while True:
+                kind, *message = process.receive(self._timeout + _GRACE)
+                if kind == child.DONE:
+                    return None
+                number = left[message[0]]
+                if kind == child.BEGUN:
+                    running.append(number)
+                    continue
+                running.remove(number)
+                if kind == child.SCORED:
+                    scores[number] = TermScore(value=message[1])
+                elif kind == child.MISSING:
+                    scores[number] = self._missing(requests[number], message[1])
+        except TimeoutError:
+            told = f"gave no answer within {self._timeout:g} s{process.interrupt()}"
+        except (EOFError, OSError):
+            told = process.ending()
+        self._process = None
+        return _Failure(told, running)
+
+    def _start(self) -> "_FunctionProcess":
+        self._process = _FunctionProcess(self.name, self._timeout, self._start_timeout)
+        return self._process
 
 
-def _load(target: str) -> RewardFunction:
-    module, _, name = target.partition(":")
-    try:
-        function: RewardFunction = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"The reward function {target} cannot be imported by the scoring workers: {error}. It must be installed there or "
-            f"lie in the job's working directory."
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"The reward function {target} is {type(function).__name__}, not a function.")
-    return function
+@dataclass(frozen=True)
+class _Failure:
+    """What ended a function's process, and the calls that had begun."""
+
+    told: str
+    running: list[int]
+
+
+class _FunctionProcess:
+    """The other end of `function_child`; ConfigError where the function cannot be had."""
+
+    def __init__(self, target: str, timeout: float, start_timeout: float) -> None:
+        self._module = target.partition(":")[0].rpartition(".")[2]
+        self._connection, theirs = Pipe()
+        self._trace: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        handles = (theirs.fileno(), self._trace.fileno())
+        start = f"import sys; sys.path[:] = {sys.path!r}; from {child.__name__} import main; main()"
+        command = [sys.executable, "-c", start, *map(str, handles)]
+        self._process = subprocess.Popen(command, pass_fds=handles, stdin=subprocess.DEVNULL)
+        theirs.close()
+        weakref.finalize(self, _end, self._process, self._connection, self._trace)
+        try:
+            self._connection.send((target, timeout, os.getpid()))
+            kind, *message = self.receive(start_timeout)
+        except TimeoutError:
+            told = f"its module is not done within scoring.start_timeout={start_timeout:g} s{self.interrupt()}"
+            raise ConfigError(f"The reward function {target} cannot be imported: {told}.") from None
+        except (EOFError, OSError):
+            told = f"its module {self.ending()}"
+            raise ConfigError(f"The reward function {target} cannot be imported: {told}.") from None
+        if kind == child.REFUSED:
+            raise ConfigError(message[0])
+
+    def send(self, asked: Sequence[child.Asked], at_once: int) -> None:
+        """Ask for the calls' answers."""
+        self._connection.send((asked, at_once))
+
+    def receive(self, timeout: float) -> tuple[Any, ...]:
+        """The next message; TimeoutError after `timeout` seconds, EOFError where the process has ended."""
+        if not self._connection.poll(timeout):
+            raise TimeoutError
+        message: tuple[Any, ...] = self._connection.recv()
+        return message
+
+    def interrupt(self) -> str:
+        """End the process; the line it was in, as far as it can say that."""
+        self._process.send_signal(signal.SIGUSR1)
+        time.sleep(_TRACED)
+        self._process.kill()
+        self._process.wait()
+        return self._line()
+
+    def ending(self) -> str:
+        """How the process ended, and in which line, as far as it could say that."""
+        try:
+            status = self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            return f"closed the connection of its process{self.interrupt()}"
+        if status >= 0:
+            return f"ended its process with status {status}"
+        name = signal.Signals(-status).name
+        told = {"SIGSEGV": " (a segmentation fault)", "SIGKILL": " (perhaps for want of memory)"}.get(name, "")
+        return f"ended its process by {name}{told}{self._line()}"
+
+    def _line(self) -> str:
+        """Of the function's own module, if it says of any."""
+        self._trace.seek(0)
+        frames = re.findall(r'File "([^"]+)", line (\d+)', self._trace.read().decode(errors="replace"))
+        own = [frame for frame in frames if Path(frame[0]).stem == self._module]
+        return next((f" in {Path(file).name}, line {line}" for file, line in [*own, *frames]), "")
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection, trace: IO[bytes]) -> None:
+    connection.close()
+    trace.close()
+    process.kill()
+    process.wait()

@@ -1,7 +1,6 @@
 """Rewards by a server."""
 
 import itertools
-import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from urllib3.util import Retry
 
 from rayrlhf.config import HttpReward
 from rayrlhf.data.tokenizer import exchange_as_text, prompt_as_text
+from rayrlhf.reward.real_number import finite_number
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 
 _TRANSIENT = (429, 500, 502, 503, 504)
@@ -87,6 +87,7 @@ class HttpTerm:
 def _as_score(value: Any, url: str) -> TermScore:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return missing(f"{url} gave {value!r} for a score")
-    return TermScore(value=float(value))
+    try:
+        return TermScore(value=finite_number(value))
+    except ValueError as error:
+        return missing(f"{url} gave {error}")
