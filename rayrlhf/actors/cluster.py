@@ -23,6 +23,9 @@ PINNED = {"ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0"}
 MIN_FREE_DISK_GIB = 1.0
 _SMALLEST_SHARE = 4
 """Processes of roles that name no CPUs share a core with at most this many of their kind."""
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - no file of ours
+_STORE_ON_DISK = 10**10
+"""Bytes up to which Ray puts an object store on disk where /dev/shm is too small."""
 _REACH_SECONDS = 10.0
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets for the entrypoint of a submitted job."""
@@ -111,7 +114,7 @@ def shortages(needs: list[Need], nodes: list[Node]) -> list[str]:
         for placed in range(need.processes):
             home = next((node for node in free if _fits(need.resources, node)), None)
             if home is None:
-                problems.append(_sentence(need, placed, nodes, free))
+                problems.append(_sentence(need, placed, nodes, _remedy(need, needs, free)))
                 break
             for name, amount in need.resources.items():
                 home[name] = home.get(name, 0.0) - amount
@@ -122,23 +125,25 @@ def _fits(wanted: dict[str, float], node: dict[str, float]) -> bool:
     return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items() if amount > 0)
 
 
-def _sentence(need: Need, placed: int, nodes: list[Node], free: list[dict[str, float]]) -> str:
+def _sentence(need: Need, placed: int, nodes: list[Node], remedy: str) -> str:
     total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in need.resources}
     wanted = ", ".join(_amount(name, amount) for name, amount in need.resources.items() if amount > 0)
     offered = ", ".join(_amount(name, total[name]) for name, amount in need.resources.items() if amount > 0)
     machines = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     return (
         f"only {placed} of {need.processes} {need.role} processes fit: each needs {wanted} on one node, beside the "
-        f"other roles, and the cluster offers {offered} on {machines} ({_remedy(need, free)})"
+        f"other roles, and the cluster offers {offered} on {machines} ({remedy})"
     )
 
 
-def _remedy(need: Need, free: list[dict[str, float]]) -> str:
-    """The keys whose resource no node has left, all of them where each is somewhere; and the number of processes."""
-    wanted = [name for name, amount in need.resources.items() if amount > 0 and name in need.keys]
+def _remedy(need: Need, needs: list[Need], free: list[dict[str, float]]) -> str:
+    """The keys, of all roles, that ask for what no node has left, the largest first; and the number of processes."""
+    wanted = [name for name, amount in need.resources.items() if amount > 0]
     lacking = [n for n in wanted if all(node.get(n, 0.0) < need.resources[n] - 1e-9 for node in free)] or wanted
-    keys = [f"{need.keys[n]}={need.resources[n] / (GIB if n == 'memory' else 1):g}" for n in lacking]
-    keys += [need.keys["processes"]] if "processes" in need.keys else []
+    asking = [(other, n) for n in lacking for other in needs if other.resources.get(n, 0.0) > 0 and n in other.keys]
+    asking.sort(key=lambda pair: pair[0].resources[pair[1]], reverse=True)
+    keys = [f"{other.keys[n]}={other.resources[n] / (GIB if n == 'memory' else 1):g}" for other, n in asking]
+    keys += [other.keys["processes"] for other, _ in asking if "processes" in other.keys]
     return f"lower {' or '.join(dict.fromkeys(keys))}, or add nodes" if keys else "add nodes"
 
 
@@ -182,6 +187,8 @@ def inspect(config: RunConfig, nodes: list[Node], *, output_dir: Path, object_st
     if device == "cuda" and gpus == 0:
         report.shortages = ["device=cuda asks for a GPU and there is none (use device=cpu or device=auto)"]
     _check_disk(report, output_dir)
+    if existing_address(config) is None:
+        _check_store(report, config.cluster.object_store_gib)
     _check_versions(report)
     store = (
         sum(node.resources.get("object_store_memory", 0.0) for node in nodes) or config.cluster.object_store_gib * GIB
@@ -201,6 +208,16 @@ def _check_disk(report: Preflight, output_dir: Path) -> None:
         report.shortages.append(
             f"{output_dir} has {free:.2f} GiB of free disk, and a run needs {MIN_FREE_DISK_GIB:.0f} GiB"
         )
+
+
+def _check_store(report: Preflight, gib: float) -> None:
+    """What Ray refuses when it starts a local cluster; a small store may lie on disk, a large one may not."""
+    memory = psutil.virtual_memory().total
+    shared = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else memory
+    for offered, what in ((memory, "memory"), (shared if gib * GIB > _STORE_ON_DISK else memory, _SHARED_MEMORY)):
+        if gib * GIB > offered:
+            report.shortages.append(f"cluster.object_store_gib={gib:g} exceeds the {offered / GIB:.1f} GiB of {what}")
+            return
 
 
 def _check_versions(report: Preflight) -> None:

@@ -43,9 +43,12 @@ def _try(target: str) -> str | None:
     """Why the function cannot be used; None where it can."""
     module, _, name = target.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - somebody else's module: whatever it raises is the reason
         return f"importing {module} raised {type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+    function = getattr(found, name, None)
+    if function is None:
+        return f"the module {module} has no {name}"
     if not callable(function):
         return f"it is {type(function).__name__}, not a function"
     try:

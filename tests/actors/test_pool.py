@@ -78,6 +78,7 @@ def make_pool(size: int = 2, *, call_timeout: float = 30.0, max_restarts: int = 
         start_timeout=60.0,
         call_timeout=call_timeout,
         max_restarts=max_restarts,
+        tell=lambda _: None,
     )
 
 

@@ -28,6 +28,8 @@ class Head:
 
     address: str
     environment: dict[str, str]
+    folder: str = ""
+    """Its default temporary directory is `ray` in here."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -109,12 +111,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     port, dashboard, client = free_ports(3)
-    head = Head(f"http://127.0.0.1:{dashboard}", environment_of(secrets.token_hex(32)))
+    environment = environment_of(secrets.token_hex(32))
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
     command += [f"--ray-client-server-port={client}", "--object-store-memory=200000000", "--disable-usage-stats"]
     # Sockets live under this folder and a socket's path may have 107 characters, so it is a short one.
     with tempfile.TemporaryDirectory(prefix="head-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        head = Head(f"http://127.0.0.1:{dashboard}", environment, folder)
         log = Path(folder) / "head.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
@@ -161,10 +164,54 @@ def test_a_bad_configuration_ends_with_2_and_its_sentence(head: Head) -> None:
 
 def test_an_impossible_request_fails_fast_on_a_cluster_too(head: Head) -> None:
     begun = time.monotonic()
-    done = submit(head, "--", "rayrlhf", "run", "configs/quickstart.yaml", "rollout.cpus=999")
+    wish = ["rollout.cpus=999", f"output_dir={head.folder}/runs"]
+    done = submit(head, "--", "rayrlhf", "run", "configs/quickstart.yaml", *wish)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "999 CPU" in done.stdout
     assert time.monotonic() - begun < 60
+
+
+def test_a_relative_output_dir_is_refused_before_its_results_can_be_deleted(head: Head) -> None:
+    done = submit(head, "--", "rayrlhf", "run", "configs/quickstart.yaml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "output_dir=runs" in done.stdout
+    assert "which Ray deletes: give an absolute path" in done.stdout
+
+
+def test_a_run_beside_a_started_cluster_has_a_ray_of_its_own(head: Head) -> None:
+    """Ray joins what was started on the machine, if it is not told otherwise, and then refuses the options of a local one."""
+    program = """
+import ray
+from rayrlhf.actors.cluster import connect
+from rayrlhf.config import load_config
+connect(load_config("configs/quickstart.yaml", ["cluster.object_store_gib=0.1"]))
+print("joined", ray.get_runtime_context().gcs_address)
+"""
+    environment = {**head.environment, "RAY_TMPDIR": head.folder}
+    seen = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment
+    )
+    assert seen.returncode == 0, seen.stderr[-2000:]
+    own = seen.stdout.split()[-1]
+    started = (Path(head.folder) / "ray" / "ray_current_cluster").read_text().strip()
+    assert own != started
+
+
+def test_a_wrong_token_is_one_sentence(head: Head, tmp_path: Path) -> None:
+    address = (Path(head.folder) / "ray" / "ray_current_cluster").read_text().strip()
+    run = ["run", "configs/quickstart.yaml", f"output_dir={tmp_path}", f"cluster.address={address}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rayrlhf.cli.main", *run],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        env=environment_of(secrets.token_hex(32)),
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert "cannot be joined" in done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
 
 
 def test_ctrl_c_stops_the_waiting_and_not_the_job(head: Head) -> None:
@@ -207,6 +254,16 @@ def test_no_wait_returns_as_soon_as_the_job_is_accepted(head: Head) -> None:
     status = ray_job(head, "status", job)
     assert "RUNNING" in status or "PENDING" in status
     ray_job(head, "stop", job)
+
+
+def test_what_cannot_be_submitted_is_one_sentence(tmp_path: Path) -> None:
+    far = Head("http://192.0.2.77:8265", environment_of(secrets.token_hex(32)))
+    done = submit(far)
+    assert done.returncode == 2
+    assert "with an absolute output_dir" in done.stderr
+    done = submit(far, "--working-dir", str(tmp_path / "absent"), "--", "true")
+    assert done.returncode == 2
+    assert "absent is not a directory" in done.stderr
 
 
 def test_no_head_is_one_sentence() -> None:

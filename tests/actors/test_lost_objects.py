@@ -1,0 +1,162 @@
+"""A node that dies with what was made on it, on a real cluster of two: what is lost is named, and its makers are asked again."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray._private.internal_api import free
+from ray.cluster_utils import Cluster
+
+from rayrlhf.actors.calls import MOST_LOSSES, LostObjectError, repeated_when_lost, resolve
+from rayrlhf.actors.placement import spawn
+from rayrlhf.actors.pool import ReplicaPool
+from rayrlhf.actors.recorder import Recorder
+from rayrlhf.config import load_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+ROOT = Path(__file__).parents[2]
+
+
+class Maker:
+    """Makes arrays too large to travel inside an answer, and reads them."""
+
+    def ready(self) -> None:
+        pass
+
+    def make(self, length: int) -> tuple[np.ndarray, str]:
+        return np.ones(length), ray.get_runtime_context().get_node_id()
+
+    def total(self, *arrays: np.ndarray) -> tuple[None, float]:
+        return None, float(sum(array.sum() for array in arrays))
+
+
+def make_pool(options: dict[str, Any], told: list[str], size: int = 1) -> ReplicaPool:
+    async def nothing(_: Any) -> None:
+        pass
+
+    return ReplicaPool(
+        role="making",
+        size=size,
+        spawn=lambda _: spawn(Maker, {"num_cpus": 0, **options}),
+        prepare=nothing,
+        start_timeout=120.0,
+        call_timeout=60.0,
+        max_restarts=3,
+        tell=told.append,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    store = 100 * 2**20
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": store})
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+async def test_a_freed_argument_is_named_and_its_maker_is_asked_again(cluster: Cluster) -> None:
+    """Neither process died: the pool replaces nobody, and the caller learns which of the values is gone."""
+    pool = make_pool({}, [], size=2)
+    await pool.start()
+    (kept, _), (lost, _) = [await pool.call("make", 300_000) for _ in range(2)]
+    free([lost])
+    with pytest.raises(
+        LostObjectError, match=r"making worker \d .total. failed: a value it was given is lost"
+    ) as caught:
+        await pool.call("total", kept, lost)
+    assert caught.value.object_id == lost.hex()
+    assert pool.restarts == 0
+    attempts = 0
+
+    @repeated_when_lost
+    async def whole() -> float:
+        nonlocal attempts
+        attempts += 1
+        made, _ = await pool.call("make", 300_000)
+        if attempts < 3:
+            free([made])
+        _, total = await pool.call("total", made)
+        return float(total)
+
+    assert await whole() == 300_000
+    assert attempts == 3
+    pool.stop()
+
+
+async def test_a_loss_without_end_is_an_error(cluster: Cluster) -> None:
+    attempts = 0
+
+    @repeated_when_lost
+    async def never() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise LostObjectError("gone")
+
+    with pytest.raises(LostObjectError, match="gone"):
+        await never()
+    assert attempts == MOST_LOSSES + 1
+
+
+async def test_a_node_dies_with_its_values_and_its_worker(cluster: Cluster) -> None:
+    """Replacements are not used up on the dying node before the cluster knows that it is dead."""
+    store = 100 * 2**20
+    dying = cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 1})
+    told: list[str] = []
+    makers, reader = make_pool({"resources": {"making": 1}}, told), make_pool({}, [])
+    await makers.start()
+    await reader.start()
+    lost, node = await makers.call("make", 300_000)
+    assert node == dying.node_id
+    cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 1})
+    cluster.wait_for_nodes()
+    cluster.remove_node(dying, allow_graceful=False)
+    made, elsewhere = await makers.call("make", 300_000)
+    assert elsewhere != node
+    assert 1 <= makers.restarts <= 3
+    assert f"Replacement {makers.restarts} of at most 3 starts" in told[-1]
+    with pytest.raises(LostObjectError) as caught:
+        await reader.call("total", made, lost)
+    assert caught.value.object_id == lost.hex()
+    assert reader.restarts == 0
+    makers.stop()
+    reader.stop()
+
+
+async def test_the_recorder_is_on_the_drivers_node_and_goes_on_after_its_death(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config = load_config(ROOT / "configs" / "quickstart.yaml", ["wandb.mode=disabled"])
+    told: list[str] = []
+    recorder = Recorder(tmp_path, config, wandb_run_id=None, last_steps={}, tell=told.append)
+    for step in range(3):
+        await recorder.log("sft", step, {"policy/nll": float(step)})
+    await _kill(recorder)
+    # Torn by the kill, and a row that was written but not acknowledged.
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "sft", "step": 3, "time": 0.0, "policy/nll": 3.0}\n{"stage": "sft", "st')
+    await asyncio.gather(*(recorder.log("sft", step, {"policy/nll": float(step)}) for step in (3, 4)))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sorted((row["step"], row["policy/nll"]) for row in lines) == [(i, float(i)) for i in range(5)]
+    assert len(told) == 1
+    assert "Another one goes on with the same files" in told[0]
+    await _kill(recorder)
+    recorder.close()
+    assert "metrics.jsonl and samples.jsonl are whole" in told[1]
+
+
+async def _kill(recorder: Recorder) -> None:
+    pid = await resolve(recorder._actor.__ray_call__.remote(lambda _: os.getpid()), what="its pid", timeout=30)
+    node = await resolve(
+        recorder._actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()), what="it", timeout=30
+    )
+    assert node == ray.get_runtime_context().get_node_id()
+    os.kill(pid, signal.SIGKILL)

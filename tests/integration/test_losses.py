@@ -1,0 +1,85 @@
+"""What is lost from the object store in a whole run is made again: the run is that of one without losses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART, ROOT, environment, rows
+from test_failures import start_and_kill
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+LOSING = """
+import sys
+from ray._private.internal_api import free
+from rayrlhf.actors.learner import LearnerGroup
+from rayrlhf.actors.recorder import Recorder
+from rayrlhf.actors.rollout import RolloutPool
+from rayrlhf.actors.scoring import ScoringPool
+from rayrlhf.config import load_config
+from rayrlhf.pipelines.run import run_stages
+
+def losing(kind, method, refs_of, calls):
+    original, count = getattr(kind, method), 0
+    async def lossy(self, *args):
+        nonlocal count
+        count += 1
+        if count in calls:
+            free(refs_of(args))
+            print("lost before", method, flush=True)
+        return await original(self, *args)
+    setattr(kind, method, lossy)
+
+# The first call of each belongs to the parity gate or the first evaluation.
+losing(ScoringPool, "score", lambda args: [args[0]], {1, 3})
+losing(LearnerGroup, "receive", lambda args: [args[0][0]], {1, 4})
+losing(Recorder, "samples", lambda args: [args[1][0]], {3})
+losing(Recorder, "evaluation", lambda args: [args[1][0]], {1})
+losing(RolloutPool, "apply", lambda args: list(args[0].buckets), {2})
+run_stages(load_config(sys.argv[1], sys.argv[2:]), resume=False)
+"""
+
+
+def test_a_run_that_loses_objects_is_the_run_that_loses_none(
+    ppo_only: list[str], trained: Path, tmp_path: Path
+) -> None:
+    arguments = [str(QUICKSTART), *ppo_only, f"output_dir={tmp_path}", "name=lossy"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOSING, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=280,
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert done.stdout.count("lost before") == 7
+    assert done.stdout.replace("\n", " ").count("are drawn again") == 3
+    ours, theirs = (
+        json.loads((run / "summary.json").read_text())["stages"]["ppo"] for run in (tmp_path / "lossy", trained)
+    )
+    assert (ours["samples_lost"], ours["samples_duplicated"]) == (0, 0)
+    assert ours["samples_trained"] == theirs["samples_trained"]
+    logged = {row["step"]: row for row in rows(tmp_path / "lossy" / "metrics.jsonl", stage="ppo")}
+    assert logged[3]["ledger/reissued"] == 3 * 16
+    for row in rows(trained / "metrics.jsonl", stage="ppo"):
+        assert logged[row["step"]].get("policy/loss") == pytest.approx(row.get("policy/loss"), abs=1e-6)
+    samples = [
+        [(row["stage"], row["sample_id"], row["response"]) for row in rows(run / "samples.jsonl")]
+        for run in (tmp_path / "lossy", trained)
+    ]
+    assert samples[0] == samples[1]
+
+
+def test_a_killed_recorder_costs_nothing(ppo_only: list[str], tmp_path: Path) -> None:
+    arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=6", f"output_dir={tmp_path}", "name=mute"]
+    done = start_and_kill(arguments, tmp_path / "mute", "RecorderActor", tmp_path / "log")
+    told = (tmp_path / "log").read_text()
+    assert done.returncode == 0, told[-3000:]
+    assert "Another one goes on with the same files" in told.replace("\n", " ")
+    logged = rows(tmp_path / "mute" / "metrics.jsonl", stage="ppo")
+    assert [row["step"] for row in logged] == list(range(7))
+    samples = rows(tmp_path / "mute" / "samples.jsonl", stage="ppo")
+    assert len({row["sample_id"] for row in samples}) == len(samples) == 6 * 16
