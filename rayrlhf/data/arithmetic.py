@@ -17,7 +17,7 @@ from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split, pai
 _SMALLEST, _LARGEST = 2, 99
 _FORGET_CARRY = 0.65
 """Of a carry or a borrowing."""
-_SLIP, _SLIP_AT_THE_END = 0.05, 0.6
+_SLIP, _SLIP_AT_THE_END = 0.03, 0.6
 """One off in the sum or difference of two digits, and in the answer."""
 
 _PROMPT = re.compile(r"\s*(\d+)([+-])(\d+)=\s*")

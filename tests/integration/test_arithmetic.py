@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, rows, succeed
+from conftest import QUICKSTART, ROOT, rows, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +58,16 @@ def test_the_arithmetic_run_knows_no_critic_and_no_reward_model(tmp_path: Path) 
     assert "Right answers, SFT → GRPO" in page
     assert "Critic" not in page
     assert "Reward model" not in page
+
+
+def test_grpo_takes_a_learned_reward_model_as_it_is(ppo_only: list[str], tmp_path: Path) -> None:
+    out = succeed("run", str(QUICKSTART), *ppo_only, "ppo.advantage=grpo", f"output_dir={tmp_path}", "name=learned")
+    run = tmp_path / "learned"
+    assert not (run / "critic").exists()
+    trained = [row for row in rows(run / "metrics.jsonl", stage="ppo") if row["step"] > 0]
+    assert all("reward/groups_equal" in row and "reward/pass_rate" not in row for row in trained)
+    assert "ppo: GRPO" in out
+    assert "score by the reward model" in out
+    page = (run / "report.html").read_text()
+    assert "Score, start → GRPO" in page
+    assert "Right answers" not in page
