@@ -49,6 +49,8 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
     def start_weight_update(self) -> None:
         """Put the model's layers into reloading state."""
         self._tied = _tied_parameters(self.model)
+        if self.device.type == "cpu":
+            _forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
@@ -92,6 +94,17 @@ def _tied_parameters(model: nn.Module) -> dict[str, Any]:
             if owners.setdefault(id(parameter), module) is not module:
                 tied[f"{module_name}.{name}"] = module
     return tied
+
+
+def _forget_packed_experts(model: nn.Module) -> None:
+    """Have the kernels of experts built anew, which on CPU is when their weights are packed.
+
+    A layer that has its kernel is given the new weights as they come, which the kernel would read as packed ones.
+    """
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _half_loaded(model: nn.Module) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
@@ -37,7 +37,7 @@ from rayrlhf.types import RolloutRequest, SampleId, Trajectory
 from rayrlhf.weights.codec import pack_buckets
 from rayrlhf.weights.manifest import plan_buckets
 
-VOCAB, LENGTH, SECONDS = 128, 128, 240.0
+VOCAB, LENGTH, SECONDS = 128, 128, 150.0
 ROLLOUT = RolloutConfig(threads=1, kv_cache_gib=0.0625)
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -91,9 +91,8 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 32},
     "mamba2": {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
-    "dbrx": {"d_model": 64, "n_heads": 2, "n_layers": 2, "max_seq_len": LENGTH},
     "gptj": {"rotary_dim": 32},
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": None},
     "bloom": {"n_head": 2, "n_layer": 2},
 }
 """What some need besides."""
@@ -129,24 +128,25 @@ def _cell(mismatch: Mismatch | None) -> str:
 
 
 def shared_types() -> list[str]:
-    """The causal model types of transformers whose class this vLLM serves."""
+    """The causal model types of transformers whose class this vLLM serves; of those with images the text part alone."""
     from vllm.model_executor.models.registry import ModelRegistry
 
     served = set(ModelRegistry.get_supported_archs())
-    return [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in served]
+    causal = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in served]
+    return [kind for kind in causal if not CONFIG_MAPPING[kind].sub_configs]
 
 
 def tiny_policy(directory: Path, model_type: str, *, seed: int = 0) -> None:
     """A random policy of the type whose every weight matters."""
     known = AutoConfig.for_model(model_type)
     sizes = {name: value for name, value in SIZES.items() if hasattr(known, name)} | OWN.get(model_type, {})
-    config = AutoConfig.for_model(model_type, **sizes)
+    config = AutoConfig.for_model(model_type, **{name: value for name, value in sizes.items() if value is not None})
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if size > 20_000_000:
+        raise ValueError(f"cannot be made tiny by these sizes: {size:,} parameters")
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if sum(p.numel() for p in model.parameters()) > 20_000_000:
-        raise ValueError(
-            f"cannot be made tiny by these sizes: {sum(p.numel() for p in model.parameters()):,} parameters"
-        )
     shake(model, 0.15, seed=seed)
     model.generation_config.update(eos_token_id=1, pad_token_id=0, bos_token_id=2)
     model.save_pretrained(directory)
