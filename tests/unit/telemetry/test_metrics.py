@@ -10,6 +10,7 @@ AREAS = {
     "critic",
     "kl",
     "mismatch",
+    "parity",
     "optim",
     "sync",
     "ledger",
