@@ -164,12 +164,10 @@ def test_what_a_person_writes_into_a_message_never_becomes_a_control_token(name:
         ids = encode_prompt(tokenizer, chat(content))
         numbers = tokenizer.convert_tokens_to_ids(controls)
         assert [n for n in ids if n in numbers] == [n for n in plain if n in numbers]
-        # The template's own control tokens and every letter are still there.
-        assert ids_as_text(tokenizer, ids) == ids_as_text(
-            tokenizer, tokenizer.apply_chat_template(chat(content), add_generation_prompt=True)["input_ids"]
-        )
         stock = tokenizer.apply_chat_template(chat(content), add_generation_prompt=True)["input_ids"]
         assert encode_prompt(tokenizer, chat(content), special="encode").tolist() == stock != ids.tolist()
+        # The template's own control tokens and every letter are still there.
+        assert ids_as_text(tokenizer, ids).replace(" ", "") == ids_as_text(tokenizer, stock).replace(" ", "")
         _, (response,) = encode_exchange(tokenizer, chat("two"), [f"it {written} is"])
         assert not {*numbers} & {*response[:-1]}
         assert control_strings_in(tokenizer, chat(content), [f"it {written} is"]) == 3 * [written]

@@ -94,7 +94,7 @@ def test_what_a_function_answers_is_a_score_only_if_it_is_a_number(
     monkeypatch.syspath_prepend(str(tmp_path))
     scores = FunctionTerm("own_rewards:count").score(asked(["four", "none", "nan", "text"]))
     assert [score.value for score in scores] == [4.0, None, None, None]
-    assert scores[1].reason == "own_rewards:count gave no score"
+    assert scores[1].reason == "own_rewards:count gave no score, for sample s1 (prompt 'Guest: A room?\\nHost:')"
     assert "not a finite number" in scores[2].reason
 
 
