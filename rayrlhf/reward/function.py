@@ -23,11 +23,9 @@ from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 _AT_ONCE = 64
 """Calls of an asynchronous function that run together."""
 _GRACE = 1.0
-"""Seconds by which an asynchronous function's own deadline may be late."""
+"""Seconds for a process to notice its own deadline, to say where it hangs, or to end."""
 _IN_A_ROW = 3
 """Processes that end without a score, before the rest of a batch is not asked for."""
-_TRACED = 0.2
-"""Seconds for a process that hangs to say where."""
 _SHOWN = 60
 
 
@@ -150,7 +148,9 @@ class _FunctionProcess:
     def interrupt(self) -> str:
         """End the process; the line it was in, as far as it can say that."""
         self._process.send_signal(signal.SIGUSR1)
-        time.sleep(_TRACED)
+        deadline = time.monotonic() + _GRACE
+        while not os.fstat(self._trace.fileno()).st_size and time.monotonic() < deadline:
+            time.sleep(0.01)
         self._process.kill()
         self._process.wait()
         return self._line()

@@ -12,7 +12,7 @@ from urllib3.util import Retry
 
 from rayrlhf.config import HttpReward
 from rayrlhf.data.tokenizer import exchange_as_text, prompt_as_text
-from rayrlhf.reward.real_number import finite_number
+from rayrlhf.reward.real_number import finite_number, show
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 
 _TRANSIENT = (429, 500, 502, 503, 504)
@@ -89,5 +89,5 @@ def _as_score(value: Any, url: str) -> TermScore:
         value = value[0]
     try:
         return TermScore(value=finite_number(value))
-    except ValueError as error:
-        return missing(f"{url} gave {error}")
+    except ValueError:
+        return missing(f"{url} gave {show(value)} for a score")

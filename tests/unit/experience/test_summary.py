@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,14 @@ def test_rows_carry_the_oldest_version_and_the_texts() -> None:
     (row,) = sample_rows("ppo", 7, [scored("p", "r", score=1.0, gold=None)])
     assert (row["step"], row["policy_version"], row["prompt"], row["response"]) == (7, 4, "p", "r")
     assert row["sample_id"] == "eval-0-1-0"
+
+
+def test_rows_carry_the_reference_answer() -> None:
+    item = replace(scored("p", "r", score=1.0, gold=None), reference="good")
+    assert [row["reference"] for row in sample_rows("ppo", 7, [item, scored("p", "r", score=1.0, gold=None)])] == [
+        "good",
+        None,
+    ]
 
 
 def test_repetition_counts_other_prompts_only() -> None:

@@ -55,19 +55,31 @@ def test_a_batch_has_its_limit_and_a_large_request_runs_whole() -> None:
     assert seen == [1, 3, 3, 9]
 
 
-def test_a_failure_reaches_everyone_in_its_batch_and_nobody_else() -> None:
-    calls = []
+def test_a_failure_reaches_the_one_who_caused_it_and_nobody_else() -> None:
+    calls: list[list[int]] = []
+    release = threading.Event()
 
     def run(items: list[int]) -> list[int]:
         calls.append(items)
+        release.wait(10.0)
         if 13 in items:
             raise ValueError("thirteen")
         return items
 
     batcher = MergingBatcher(run, max_items=10)
-    with pytest.raises(ValueError, match="thirteen"):
-        batcher.submit([13])
-    assert batcher.submit([1, 2]) == [1, 2]
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(batcher.submit, [0])]
+        while not calls:
+            time.sleep(0.01)
+        for items in ([1, 2], [13, 3], [4]):
+            futures.append(threads.submit(batcher.submit, items))
+            while len(batcher._waiting) < len(futures) - 1:
+                time.sleep(0.01)
+        release.set()
+        with pytest.raises(ValueError, match="thirteen"):
+            futures[2].result(10.0)
+        assert [futures[i].result(10.0) for i in (0, 1, 3)] == [[0], [1, 2], [4]]
+    assert calls == [[0], [1, 2, 13, 3, 4], [1, 2], [13, 3], [4]]
     assert batcher.submit([]) == []
 
 

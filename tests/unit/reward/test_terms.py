@@ -94,7 +94,7 @@ def test_what_a_function_answers_is_a_score_only_if_it_is_a_number(
     monkeypatch.syspath_prepend(str(tmp_path))
     scores = FunctionTerm("own_rewards:count").score(asked(["four", "none", "nan", "text"]))
     assert [score.value for score in scores] == [4.0, None, None, None]
-    assert scores[1].reason == "own_rewards:count gave no score"
+    assert scores[1].reason == "own_rewards:count gave no score, for sample s1 (prompt 'Guest: A room?\\nHost:')"
     assert "not a finite number" in scores[2].reason
 
 
@@ -135,6 +135,8 @@ class Server:
             scores = scores[:-1]
         if what == "null":
             scores = [None, *scores[1:]]
+        if what == "huge":
+            scores = [10**400, *scores[1:]]
         if "query" in body:
             return {"rewards": scores}
         return {"data": [{"index": i, "probs": [s]} for i, s in reversed(list(enumerate(scores)))]}
@@ -185,7 +187,8 @@ def test_a_silent_server_costs_its_deadline_and_no_more(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"), [("short", "gave 1 scores for 2 responses"), ("null", "gave None for a score")]
+    ("what", "reason"),
+    [("short", "gave 1 scores for 2 responses"), ("null", "gave None for a score"), ("huge", "gave 1000")],
 )
 def test_an_answer_that_does_not_fit_is_missing(server: Server, what: str, reason: str) -> None:
     server.plan = {-1: what}
@@ -193,6 +196,7 @@ def test_an_answer_that_does_not_fit_is_missing(server: Server, what: str, reaso
     assert scores[0].value is None
     assert reason in scores[0].reason
     assert (scores[1].value is None) == (what == "short")
+    assert what != "huge" or scores[0].reason.endswith("... for a score")
 
 
 def test_nobody_at_the_address_is_missing() -> None:
