@@ -44,6 +44,8 @@ class ReplicaPool:
     restarts: int = 0
     _replicas: list[Replica] = field(default_factory=list)
     _spawned: int = 0
+    _forgiven: int = 0
+    """Replacements that went down with a node, before it was known to be dead."""
 
     async def start(self) -> None:
         """Start every replica at once; waits until all are ready, at most `start_timeout` seconds."""
@@ -110,7 +112,7 @@ class ReplicaPool:
         pause = _PAUSE_SECONDS
         while True:
             self.restarts += 1
-            if self.restarts > self.max_restarts:
+            if self.restarts - self._forgiven > self.max_restarts:
                 raise WorkerError(
                     f"{loss} The {self.role} pool has used its {self.max_restarts} replacements."
                 ) from loss
@@ -123,7 +125,8 @@ class ReplicaPool:
                 return
             except ActorLostError as again:
                 lost, loss = replacement, again
-                await _until_nodes_change(pause)
+                if await _nodes_changed(pause):
+                    self._forgiven += 1
                 pause *= 2.0
 
     async def _least_loaded(self) -> Replica:
@@ -143,15 +146,18 @@ class ReplicaPool:
         return f"{self.role} worker {replica.number} ({method})"
 
 
-async def _until_nodes_change(seconds: float) -> None:
+async def _nodes_changed(seconds: float) -> bool:
     """Wait, at most `seconds`, for Ray to mark a node dead: until then it sends replacements there, one after another.
 
     Where there is one node, it is not the node that died.
     """
     known = _alive()
     begun = time.monotonic()
-    while len(known) > 1 and time.monotonic() < begun + seconds and _alive() == known:
+    while len(known) > 1 and time.monotonic() < begun + seconds:
+        if _alive() != known:
+            return True
         await asyncio.sleep(0.5)
+    return False
 
 
 def _alive() -> set[str]:

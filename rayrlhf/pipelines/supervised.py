@@ -51,6 +51,7 @@ async def train(
     context: RunContext, track: str, settings: SupervisedConfig, build: Build, *, output: Path, keep_best: bool
 ) -> Trained:
     """Train one model under the name `track` and write it to `output`: the last weights, or the best held out."""
+    context.console.note(f"Starting the learner of {track}.")
     learner = LearnerGroup(context.config, device=context.device)
     try:
         await learner.start(build)

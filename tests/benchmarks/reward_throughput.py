@@ -185,7 +185,9 @@ def _length(trajectory: Trajectory) -> int:
 
 
 async def scoring(config: RunConfig, root: Path, device: str, rounds: int) -> dict[str, Any]:
-    pool = ScoringPool(config, reward_model_dir=str(root / "reward"), reference_dir=str(root / "policy"), device=device)
+    pool = ScoringPool(
+        config, reward_model_dir=str(root / "reward"), reference_dir=str(root / "policy"), device=device, tell=print
+    )
     bare = spawn(BareScorer, actor_options(config.scoring, device=device), str(root), config.scoring.micro_batch_tokens)
     await pool.start()
     trajectories = make_trajectories(600)

@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LOSING = """
 import sys
-from ray._private.internal_api import free
+from dataclasses import replace
+import numpy as np
+import ray
 from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.actors.rollout import RolloutPool
@@ -21,23 +23,35 @@ from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import load_config
 from rayrlhf.pipelines.run import run_stages
 
-def losing(kind, method, refs_of, calls):
+@ray.remote(num_cpus=0)
+class Owner:
+    def put(self):
+        return [ray.put(np.zeros(1000))]
+
+def lost_object():
+    # An object is lost with the process that put it.
+    owner = Owner.remote()
+    (ref,) = ray.get(owner.put.remote())
+    ray.kill(owner)
+    return ref
+
+def losing(kind, method, calls, *, given=None, answered=None):
     original, count = getattr(kind, method), 0
-    async def lossy(self, *args):
+    async def lossy(self, *args, **options):
         nonlocal count
         count += 1
-        if count in calls:
-            free(refs_of(args))
-            print("lost before", method, flush=True)
-        return await original(self, *args)
+        lose = count in calls
+        if lose:
+            print("lost by", method, flush=True)
+        answer = await original(self, *(given(*args) if lose and given else args), **options)
+        return answered(answer) if lose and answered else answer
     setattr(kind, method, lossy)
 
-# The first call of each belongs to the parity gate or the first evaluation.
-losing(ScoringPool, "score", lambda args: [args[0]], {1, 3})
-losing(LearnerGroup, "receive", lambda args: [args[0][0]], {1, 4})
-losing(Recorder, "samples", lambda args: [args[1][0]], {3})
-losing(Recorder, "evaluation", lambda args: [args[1][0]], {1})
-losing(RolloutPool, "apply", lambda args: list(args[0].buckets), {2})
+# The first calls belong to the parity gate and the first evaluation.
+losing(RolloutPool, "generate", {1, 2, 4, 7}, answered=lambda parts: [(lost_object(), info) for _, info in parts])
+losing(ScoringPool, "score", {2, 5}, answered=lambda scored: (lost_object(), scored[1]))
+losing(LearnerGroup, "publish", {1}, answered=lambda weights: replace(weights, buckets=(lost_object(),) * len(weights.buckets)))
+losing(Recorder, "samples", {3}, given=lambda step, chunks: (step, [lost_object()]))
 run_stages(load_config(sys.argv[1], sys.argv[2:]), resume=False)
 """
 
@@ -55,7 +69,7 @@ def test_a_run_that_loses_objects_is_the_run_that_loses_none(
         timeout=280,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert done.stdout.count("lost before") == 7
+    assert done.stdout.count("lost by") == 8
     assert done.stdout.replace("\n", " ").count("are drawn again") == 3
     ours, theirs = (
         json.loads((run / "summary.json").read_text())["stages"]["ppo"] for run in (tmp_path / "lossy", trained)

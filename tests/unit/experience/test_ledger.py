@@ -103,3 +103,19 @@ def test_memory_stays_flat_over_many_steps() -> None:
     held = [value for value in vars(ledger).values() if isinstance(value, set)]
     assert held
     assert all(len(value) == 0 for value in held)
+
+
+def test_a_scored_sample_whose_value_is_lost_is_leased_again_and_trained_once() -> None:
+    ledger = Ledger()
+    ids = [SampleId("ppo", 0, prompt, 0) for prompt in range(4)]
+    ledger.issue(ids)
+    assert all(ledger.accept(ids))
+    ledger.reissue(ids[1:3])
+    with pytest.raises(LedgerError, match="cannot be closed"):
+        ledger.train(0, ids)
+    assert ledger.accept(ids[1:3]) == [True, True]
+    ledger.train(0, ids)
+    counts = {name: getattr(ledger, name) for name in ("issued", "scored", "trained", "reissued", "lost", "duplicated")}
+    assert counts == {"issued": 4, "scored": 4, "trained": 4, "reissued": 2, "lost": 0, "duplicated": 0}
+    with pytest.raises(LedgerError, match="not in flight"):
+        ledger.reissue(ids[:1])
