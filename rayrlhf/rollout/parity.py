@@ -113,10 +113,9 @@ def _how_to_go_on(mismatch: Mismatch, thresholds: ParityThresholds) -> str:
         if value > limit
     ]
     return (
-        "every token differs a little and no ratio leaves the band, as when the engine's kernels for this architecture "
-        f"round otherwise than the learner's: then set {' '.join(raised)} and go on; an attention feature that one side "
-        "leaves out looks the same while its weights are small, so look first whether the figures grow from update to "
-        "update (parity/p99)"
+        "the differences are small and no ratio leaves the band, as when the engine's kernels for this architecture round "
+        f"otherwise than the learner's: set {' '.join(raised)} to go on, and watch that parity/p99 stays flat, for a "
+        "feature of the attention that one side leaves out looks the same while weights are small, and grows with them"
     )
 
 
