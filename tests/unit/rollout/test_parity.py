@@ -90,6 +90,15 @@ def test_rounding_says_which_key_to_raise_to_what(origin: Origin) -> None:
     check_parity(off, raised, temperature=1.0, origin=origin)
 
 
+def test_a_small_difference_that_an_update_brought_is_not_called_rounding() -> None:
+    """Weights that an engine kept differ little after one update with a small learning rate."""
+    brought = mismatch(p50=2e-4, p99=3e-3, max=8e-3)
+    with pytest.raises(ParityError, match="the weight sync is the suspect"):
+        check_parity(brought, FLOAT32, temperature=1.0, origin="updated", version=1, loaded_p99=2e-6)
+    with pytest.raises(ParityError, match="to go on"):
+        check_parity(brought, FLOAT32, temperature=1.0, origin="updated", version=1, loaded_p99=9e-4)
+
+
 def test_every_key_that_has_to_be_raised_is_named() -> None:
     with pytest.raises(ParityError, match=r"set parity\.p50=0\.0007 parity\.p99=0\.02 to go on"):
         check_parity(mismatch(p50=3.1e-4, p99=9.9e-3, max=0.03), FLOAT32, temperature=1.0)
