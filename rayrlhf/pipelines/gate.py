@@ -31,6 +31,7 @@ class ParityGate:
             engine_dtype=resolve_dtype_name(config.rollout.dtype, context.device),
             learner_dtype=resolve_dtype_name(config.learner.dtype, context.device),
         )
+        self._loaded_p99 = 0.0
         self.worst_p99 = 0.0
 
     def due(self, version: PolicyVersion) -> bool:
@@ -58,7 +59,10 @@ class ParityGate:
             temperature=self._config.sampling.temperature,
             origin=origin,
             version=version,
+            loaded_p99=self._loaded_p99,
         )
+        if origin == "loaded":
+            self._loaded_p99 = mismatch.p99
         self.worst_p99 = max(self.worst_p99, mismatch.p99)
         return {
             "parity/p50": mismatch.p50,

@@ -44,6 +44,7 @@ class PPOLoop:
         self._context = context
         self._config = config
         self._prompts = prompts
+        self._policy_dir = policy_dir
         self._build = partial(build_ppo, policy_dir=policy_dir, reward_model_dir=reward_model_dir)
         self._stream = PromptStream(prompts.train, prompts_per_step=config.ppo.prompts_per_step, seed=config.seed)
         self._ledger = Ledger()
@@ -130,7 +131,13 @@ class PPOLoop:
         try:
             await self._publish()
         except WeightSyncError as error:
-            raise ModelError(f"The engine cannot be given the weights of this policy: {error}") from error
+            if self._version > 0:
+                raise
+            reason = str(error).removesuffix("; replace the worker.").rstrip(".")
+            raise ModelError(
+                f"vLLM cannot take the weights of the policy {self._policy_dir} from the learner, so that it cannot be "
+                f"trained here: {reason}; train a model of another architecture."
+            ) from error
         figures = await self._gate.check(self._version, origin="published")
         self._context.console.note(
             f"Parity gate passed: |engine - learner| log-prob p50 {figures['parity/p50']:.1e}, "

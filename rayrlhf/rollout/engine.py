@@ -227,7 +227,8 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if device == "cpu" else None,
             use_tqdm_on_load=False,
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, AttributeError, KeyError, TypeError, AssertionError) as error:
+        # The last four are how vLLM meets an architecture whose configuration it reads otherwise than transformers.
         raise ModelError(
             f"vLLM does not start on the policy in {model_dir} with model.max_length={max_length} and "
             f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {first_sentence(error)}"

@@ -46,11 +46,18 @@ def parity_thresholds(parity: ParityConfig, *, engine_dtype: str, learner_dtype:
 
 
 def check_parity(
-    mismatch: Mismatch, thresholds: ParityThresholds, *, temperature: float, origin: Origin = "loaded", version: int = 0
+    mismatch: Mismatch,
+    thresholds: ParityThresholds,
+    *,
+    temperature: float,
+    origin: Origin = "loaded",
+    version: int = 0,
+    loaded_p99: float = math.inf,
 ) -> None:
     """Raise ParityError, with the figures and a suspect, when a threshold is passed or a figure is not a number.
 
-    `origin` and `version` are the engine's; "published" and "updated" suppose that the gate was passed before.
+    `origin` and `version` are the engine's; "published" and "updated" suppose that the gate was passed before, on the
+    weights loaded from disk, with `loaded_p99`: rounding does not grow tenfold with an update.
     """
     pairs = {
         "p50": (mismatch.p50, thresholds.p50),
@@ -63,7 +70,7 @@ def check_parity(
             f"Engine and learner disagree on {mismatch.tokens} tokens of the same weights ({_where(origin, version)}): "
             f"{', '.join(over)} (p50 {mismatch.p50:.2g}, p95 {mismatch.p95:.2g}, p99 {mismatch.p99:.2g}, max "
             f"{mismatch.max:.2g} nats, {mismatch.outside:.1%} of ratios outside [0.9, 1.1]); "
-            f"{_suspect(mismatch, thresholds, temperature, origin)}."
+            f"{_suspect(mismatch, thresholds, temperature, origin, loaded_p99)}."
         )
 
 
@@ -75,10 +82,12 @@ def _where(origin: Origin, version: int) -> str:
     return f"version {version}, after a weight update"
 
 
-def _suspect(mismatch: Mismatch, thresholds: ParityThresholds, temperature: float, origin: Origin) -> str:
+def _suspect(
+    mismatch: Mismatch, thresholds: ParityThresholds, temperature: float, origin: Origin, loaded_p99: float
+) -> str:
     if not math.isfinite(mismatch.max):
         return "a log-prob is not finite, so look for broken weights first"
-    if _looks_like_rounding(mismatch):
+    if _looks_like_rounding(mismatch) and (origin == "loaded" or mismatch.p99 <= 10.0 * loaded_p99):
         return _how_to_go_on(mismatch, thresholds)
     if origin != "loaded":
         return (
@@ -113,10 +122,9 @@ def _how_to_go_on(mismatch: Mismatch, thresholds: ParityThresholds) -> str:
         if value > limit
     ]
     return (
-        "every token differs a little and no ratio leaves the band, as when the engine's kernels for this architecture "
-        f"round otherwise than the learner's: then set {' '.join(raised)} and go on; an attention feature that one side "
-        "leaves out looks the same while its weights are small, so look first whether the figures grow from update to "
-        "update (parity/p99)"
+        "the differences are small and no ratio leaves the band, as when the engine's kernels for this architecture round "
+        f"otherwise than the learner's: set {' '.join(raised)} to go on, and watch that parity/p99 stays flat, for a "
+        "feature of the attention that one side leaves out looks the same while weights are small, and grows with them"
     )
 
 

@@ -48,6 +48,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
 
     def start_weight_update(self) -> None:
         """Put the model's layers into reloading state."""
+        self._buffers = {name for name, _ in self.model.named_buffers()}
         self._tied = _tied_parameters(self.model)
         if self.device.type == "cpu":
             _forget_packed_experts(self.model)
@@ -70,7 +71,8 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
         expected = [name for name, _ in self.model.named_parameters() if name not in self._tied]
         half_loaded = set(_half_loaded(self.model))
         parameters = WeightUpdate(manifest.version, expected=expected, noun="engine parameter")
-        parameters.consume(sorted(set(expected if loaded is None else loaded) - half_loaded))
+        # A checkpoint may hold buffers too, such as the constants of an activation; vLLM takes them over as they come.
+        parameters.consume(sorted(set(expected if loaded is None else loaded) - half_loaded - self._buffers))
         parameters.commit()
 
     def finish_weight_update(self) -> None:

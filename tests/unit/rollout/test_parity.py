@@ -83,15 +83,24 @@ def test_what_agreed_as_loaded_and_no_more_points_to_the_weight_sync(
 def test_rounding_says_which_key_to_raise_to_what(origin: Origin) -> None:
     """The figures of an engine whose kernels are 2e-3 nats off."""
     off = mismatch(p50=8e-5, p95=9e-4, p99=1.93e-3, max=4.1e-3)
-    with pytest.raises(ParityError, match=r"round otherwise.*set parity\.p99=0\.004 and go on") as caught:
+    with pytest.raises(ParityError, match=r"round otherwise.*set parity\.p99=0\.004 to go on") as caught:
         check_parity(off, FLOAT32, temperature=1.0, origin=origin)
     assert "parity.p50=" not in str(caught.value)
     raised = parity_thresholds(ParityConfig(p99=0.004), engine_dtype="float32", learner_dtype="float32")
     check_parity(off, raised, temperature=1.0, origin=origin)
 
 
+def test_a_small_difference_that_an_update_brought_is_not_called_rounding() -> None:
+    """Weights that an engine kept differ little after one update with a small learning rate."""
+    brought = mismatch(p50=2e-4, p99=3e-3, max=8e-3)
+    with pytest.raises(ParityError, match="the weight sync is the suspect"):
+        check_parity(brought, FLOAT32, temperature=1.0, origin="updated", version=1, loaded_p99=2e-6)
+    with pytest.raises(ParityError, match="to go on"):
+        check_parity(brought, FLOAT32, temperature=1.0, origin="updated", version=1, loaded_p99=9e-4)
+
+
 def test_every_key_that_has_to_be_raised_is_named() -> None:
-    with pytest.raises(ParityError, match=r"set parity\.p50=0\.0007 parity\.p99=0\.02 and go on"):
+    with pytest.raises(ParityError, match=r"set parity\.p50=0\.0007 parity\.p99=0\.02 to go on"):
         check_parity(mismatch(p50=3.1e-4, p99=9.9e-3, max=0.03), FLOAT32, temperature=1.0)
 
 
@@ -99,7 +108,7 @@ def test_every_key_that_has_to_be_raised_is_named() -> None:
 def test_what_is_larger_than_rounding_is_not_called_rounding(figures: dict[str, float]) -> None:
     with pytest.raises(ParityError) as caught:
         check_parity(mismatch(**figures), FLOAT32, temperature=1.0)
-    assert "and go on" not in str(caught.value)
+    assert "to go on" not in str(caught.value)
 
 
 def test_everything_off_at_temperature_one_points_to_the_weights() -> None:

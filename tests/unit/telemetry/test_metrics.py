@@ -9,6 +9,7 @@ AREAS = {
     "policy",
     "critic",
     "kl",
+    "parity",
     "mismatch",
     "parity",
     "optim",
