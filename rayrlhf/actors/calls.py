@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError
+from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError, in_one_line
 
 
 class ActorLostError(WorkerError):
@@ -62,12 +62,13 @@ def translate(error: RayError, *, what: str) -> RayrlhfError:
             return type(cause)(*cause.args)
         if isinstance(cause, RayActorError):
             return ActorLostError(f"{what} failed: a process it depended on died.")
-        return WorkerError(f"{what} failed: {type(cause).__name__}: {_first_line(cause)}.")
+        return WorkerError(f"{what} failed: {type(cause).__name__}: {in_one_line(cause)}.")
     if isinstance(error, RayActorError):
         return ActorLostError(f"{what} failed: its process died ({_first_line(error)}).")
-    return WorkerError(f"{what} failed: {type(error).__name__}: {_first_line(error)}.")
+    return WorkerError(f"{what} failed: {type(error).__name__}: {in_one_line(error)}.")
 
 
-def _first_line(error: object) -> str:
+def _first_line(error: RayActorError) -> str:
+    """What Ray says of a dead process, without the identifiers that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else "no message"

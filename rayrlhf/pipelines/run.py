@@ -25,11 +25,11 @@ from rayrlhf.config import RunConfig, Stage
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
 from rayrlhf.data.schema import Split
 from rayrlhf.errors import ConfigError, RayrlhfError
-from rayrlhf.models.load import check_context, check_model_dir, check_reward_model
 from rayrlhf.models.size import count_parameters
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import RunFolder, tracks
+from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
 from rayrlhf.pipelines.plan import Plan, show_plan
 from rayrlhf.pipelines.ppo import PPOLoop
 from rayrlhf.pipelines.prompts import load_prompt_set
@@ -48,6 +48,7 @@ def preflight(config: RunConfig) -> Preflight:
         connect(config)
     nodes = [local_node()] if address is None else cluster_nodes()
     device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
+    check_engine_limits(config, device=device)
     plan = Plan(parameters=count_parameters(config.model), device=device)
     report = inspect(
         config, nodes, output_dir=Path(config.output_dir), object_store_need=plan.object_store_bytes(config)
@@ -67,7 +68,8 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
     """Run the configured stages (or one of them) and return the run's folder; raises one of our errors."""
     console = Console()
     config = config if only is None else config.model_copy(update={"stages": [only]})
-    _check_models(config)
+    for note in check_models(config):
+        console.note(note)
     rows = _check_data(config)
     report = preflight(config)
     for warning in report.warnings:
@@ -182,19 +184,6 @@ def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
             f"ppo.rewards=[{{kind: model, path: ...}}]."
         )
     return (models[0].path or own) if models else None
-
-
-def _check_models(config: RunConfig) -> None:
-    if config.model.path is not None:
-        check_model_dir(config.model.path, role="policy")
-        check_context(config.model.path, max_length=config.model.max_length)
-    if "reward" in config.stages and config.reward.base is not None:
-        check_model_dir(config.reward.base, role="reward model backbone")
-    for model in config.ppo.reward_models if "ppo" in config.stages else []:
-        if model.path is not None:
-            check_reward_model(model.path)
-    if "ppo" in config.stages and config.ppo.guard.judge is not None:
-        check_reward_model(config.ppo.guard.judge)
 
 
 def _check_data(config: RunConfig) -> dict[Stage, int]:
