@@ -48,7 +48,7 @@ _ATTENTION = re.compile(
 )
 _HARMLESS = re.compile(
     r"drop|flash|implementation|^output_attentions$|heads|cross_attention|softmax_in_fp32|upcast|autoset|kernel"
-    r"|^(final|router|moe_router)_logit_softcapping$|^no_rope_layers$"
+    r"|^(final|router|moe_router)_logit_softcapping$|^no_rope_layers$|^max_window_layers$"
 )
 """Dropout is off, implementations are chosen here, and counts of heads are held against the weights' shapes."""
 
@@ -64,7 +64,7 @@ def check_attention(config: PretrainedConfig, *, path: str, role: str) -> None:
         kind: Any = type(part)
         declared = {field.name for field in dataclasses.fields(part)} | set(part.attribute_map) | _derived(kind)
         for name, value in _settings(part).items():
-            if not _ATTENTION.search(name) or _HARMLESS.search(name) or _is_off(name, value):
+            if not _ATTENTION.search(name) or _HARMLESS.search(name) or _is_off(part, name, value):
                 continue
             reason = _objection(part, name, declared=name in declared)
             if reason is not None:
@@ -111,7 +111,9 @@ def _settings(config: PretrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if not name.startswith("_attn_impl")}
 
 
-def _is_off(name: str, value: Any) -> bool:
+def _is_off(config: PretrainedConfig, name: str, value: Any) -> bool:
+    if name == "sliding_window" and getattr(config, "use_sliding_window", None) is False:
+        return True
     if name == _BIDIRECTIONAL:
         return value in (None, False, "vision")
     if name.endswith("layer_types") and isinstance(value, (list, tuple)):

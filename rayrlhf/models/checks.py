@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,7 +14,14 @@ from rayrlhf.errors import ModelError
 from rayrlhf.models.attention import check_attention, implementation
 from rayrlhf.models.classes import Kind, causal_class, scalar_class, unread_by_stock_tools
 from rayrlhf.models.heads import scalar_head
-from rayrlhf.models.load import check_model_dir, check_reward_model, generation_config, read_config, reason_of
+from rayrlhf.models.load import (
+    UNLOADABLE,
+    check_model_dir,
+    check_reward_model,
+    generation_config,
+    read_config,
+    reason_of,
+)
 
 _LENGTHS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
@@ -41,12 +47,13 @@ def check_policy(path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: i
     check_model_dir(path, role=role)
     config = read_config(path, role=role)
     origin = f"the {role} {path}"
+    kind = _causal(config, origin)
     _check_config(config, path=path, role=role)
     _check_length(config, origin, key="model.max_length", wanted=max_length)
     _check_tokens(config, tokenizer, origin)
     written, dropped = generation_config(path, config)
     _check_end_tokens(config, written, path)
-    model = _untouched(_causal(config, origin), config, origin)
+    model = _untouched(kind, config, origin)
     _check_embeddings(model, path, origin)
     model.generation_config = written
     _dry_export(model, origin, tokenizer)
@@ -57,8 +64,9 @@ def check_policy(path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: i
 def check_init(config: PretrainedConfig, *, stages: list[str], with_critic: bool) -> list[str]:
     """`check_policy` for a model that is made in the run, and for the reward model and critic made of it."""
     origin = "the model of model.init"
+    kind = _causal(config, origin)
     _check_config(config, path="of model.init", role="policy")
-    _dry_export(_untouched(_causal(config, origin), config, origin), origin)
+    _dry_export(_untouched(kind, config, origin), origin)
     notes = _check_scalar(config, origin, "sequence") if "reward" in stages else []
     return notes + (_check_scalar(config, origin, "token") if with_critic else [])
 
@@ -83,6 +91,7 @@ def check_scorer(path: str, *, max_length: int) -> None:
     config = read_config(path, role=role)
     origin = f"the {role} {path}"
     _check_config(config, path=path, role=role)
+    _check_pad(config, origin)
     model = _untouched(scalar_class(config, "sequence"), config, origin)
     if _has_learnt_positions(model, config):
         _check_length(config, origin, key="model.max_length", wanted=max_length)
@@ -130,12 +139,7 @@ def _check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, 
             f"The tokenizer of {origin} gives ids up to {largest} ({what}) and there are {rows} embeddings: resize them "
             f"(model.resize_token_embeddings(len(tokenizer))) and save model and tokenizer together."
         )
-    pad = config.get_text_config(decoder=True).pad_token_id
-    if pad is not None and pad >= rows:
-        raise ModelError(
-            f"The config.json of {origin} has pad_token_id {pad} and there are {rows} embeddings: set it to the "
-            f"tokenizer's, {tokenizer.pad_token_id}."
-        )
+    _check_pad(config, origin)
     if largest + 1 < rows:
         try:
             tokenizer.decode([rows - 1])
@@ -144,6 +148,16 @@ def _check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, 
                 f"{origin[0].upper()}{origin[1:]} has {rows} embeddings and its tokenizer knows {largest + 1} ids and "
                 f"cannot decode the others ({reason_of(error)}): cut the embeddings to the tokenizer."
             ) from error
+
+
+def _check_pad(config: PretrainedConfig, origin: str) -> None:
+    text = config.get_text_config(decoder=True)
+    pad = getattr(text, "pad_token_id", None)
+    if pad is not None and pad >= text.vocab_size:
+        raise ModelError(
+            f"The config.json of {origin} has pad_token_id {pad} and there are {text.vocab_size} embeddings: set it to "
+            f"a token of the vocabulary."
+        )
 
 
 def _check_end_tokens(config: PretrainedConfig, written: GenerationConfig, path: str) -> None:
@@ -224,7 +238,7 @@ def _dry_export(model: PreTrainedModel, origin: str, tokenizer: PreTrainedTokeni
             model.save_pretrained(directory, state_dict={})
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+    except UNLOADABLE as error:
         raise ModelError(
             f"{origin[0].upper()}{origin[1:]} could not be written after training: {reason_of(error)}."
         ) from error

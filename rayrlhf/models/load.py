@@ -21,6 +21,12 @@ from rayrlhf.models.attention import check_attention, implementation
 from rayrlhf.models.classes import causal_class, decoder_config, scalar_class
 from rayrlhf.models.heads import scalar_head
 
+UNLOADABLE = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError, ImportError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises at models it cannot make or read."""
+
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 
 
@@ -69,7 +75,7 @@ def make_policy(init: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, see
             model = AutoModelForCausalLM.from_config(
                 _without_dropout(config), dtype=torch.float32, attn_implementation=implementation(config)
             )
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, StrictDataclassError) as error:
+    except UNLOADABLE as error:
         raise ModelError(f"No model can be made from model.init={init}: {reason_of(error)}.") from error
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -224,7 +230,7 @@ def _load(
                 dtype=dtype,
                 attn_implementation=implementation(config),
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise ModelError(f"The {role} {path} cannot be loaded: {reason_of(error)}.") from error
     loaded: PreTrainedModel = model.eval()
     return loaded, set(info["missing_keys"])
