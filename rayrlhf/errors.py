@@ -66,3 +66,18 @@ class DeadlineError(WorkerError, TimeoutError):
 
 class NonFiniteError(RayrlhfError, ArithmeticError):
     """A loss or gradient stayed non-finite for too many optimizer steps in a row."""
+
+
+_REASON_LENGTH = 600
+
+
+def in_one_line(error: BaseException) -> str:
+    """The whole reason that a library's error gives, in one line without its full stop, for the end of a sentence of ours.
+
+    Of a traceback in the message the ends are kept; of a very long message the beginning.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith('File "') for line in lines):
+        lines = [lines[0], lines[-1]]
+    text = " ".join(lines).rstrip(".") or type(error).__name__
+    return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH].rsplit(' ', 1)[0]} ..."

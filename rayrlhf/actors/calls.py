@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError
+from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError, in_one_line
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -102,12 +102,12 @@ def translate(error: RayError, *, what: str) -> RayrlhfError:
             return _lost(cause, what)
         if isinstance(cause, RayActorError):
             return ActorLostError(f"{what} failed: a process it depended on died.")
-        return WorkerError(f"{what} failed: {type(cause).__name__}: {_first_line(cause)}.")
+        return WorkerError(f"{what} failed: {type(cause).__name__}: {in_one_line(cause)}.")
     if isinstance(error, ObjectLostError):
         return _lost(error, what)
     if isinstance(error, RayActorError):
         return ActorLostError(f"{what} failed: its process died ({_first_line(error)}).")
-    return WorkerError(f"{what} failed: {type(error).__name__}: {_first_line(error)}.")
+    return WorkerError(f"{what} failed: {type(error).__name__}: {in_one_line(error)}.")
 
 
 def _lost(error: ObjectLostError, what: str) -> LostObjectError:
@@ -115,6 +115,7 @@ def _lost(error: ObjectLostError, what: str) -> LostObjectError:
     return LostObjectError(told, getattr(error, "object_ref_hex", ""))
 
 
-def _first_line(error: object) -> str:
+def _first_line(error: RayActorError) -> str:
+    """What Ray says of a dead process, without the identifiers that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else "no message"

@@ -44,6 +44,8 @@ def _judge(console: Console, config: RunConfig, *, only: Stage | None = None, re
         ray.shutdown()
     found = checked.preflight
     show_plan(console, checked.config, checked.plan)
+    for note in checked.notes:
+        console.note(note)
     for warning in found.warnings:
         console.warn(warning)
     for shortage in found.shortages:

@@ -374,11 +374,19 @@ def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | Non
     Without a reward model that reads the policy's tokens the critic starts from the policy.
     """
     tokenizer = load_tokenizer(policy_dir)
+    policy = load_policy(policy_dir)
     critic = None
     if config.ppo.uses_critic:
-        fits = reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab()
-        critic = load_critic(reward_model_dir) if fits and reward_model_dir is not None else make_critic(policy_dir)
-    return PPOLearner(config, policy=load_policy(policy_dir), critic=critic, tokenizer=tokenizer, ranks=ranks)
+        if reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab():
+            critic = load_critic(reward_model_dir)
+        if critic is None or _vocabulary(critic) < _vocabulary(policy):
+            critic = make_critic(policy_dir)
+    return PPOLearner(config, policy=policy, critic=critic, tokenizer=tokenizer, ranks=ranks)
+
+
+def _vocabulary(model: Any) -> int:
+    """Ids with an embedding: a critic needs one for every id that the policy may sample."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _like(micro: MicroBatch, values: Tensor, indices: list[int]) -> Tensor:

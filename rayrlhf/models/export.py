@@ -1,6 +1,7 @@
 """Plain Hugging Face directories, each appearing whole or not at all."""
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.errors import ModelError
+from rayrlhf.models.attention import implementation
 from rayrlhf.models.heads import scalar_head
 from rayrlhf.models.load import as_reward_model
 from rayrlhf.models.lora import has_adapters, merged
@@ -36,6 +38,7 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.save_pretrained(partial, state_dict=None if state_dict is None else _without_ties(model, state_dict))
+    _keep_attention(model, partial / "config.json")
     tokenizer.save_pretrained(partial)
     if heads is not None:
         (partial / HEADS_FILE).parent.mkdir()
@@ -84,6 +87,14 @@ def export_reward_model(
         export_model(model, tokenizer, directory, state_dict=mean, heads=heads)
     finally:
         model.config = trained
+
+
+def _keep_attention(model: PreTrainedModel, config: Path) -> None:
+    """Have stock transformers load the attention this model was trained with: its own choice would drop a feature."""
+    chosen = implementation(model.config)
+    if chosen is not None:
+        written = json.loads(config.read_text()) | {"attn_implementation": chosen}
+        config.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
 def _without_ties(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,16 +10,22 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from rayrlhf.errors import ModelError
+from rayrlhf.errors import ModelError, in_one_line
+from rayrlhf.models.attention import check_attention, implementation
+from rayrlhf.models.classes import causal_class, decoder_config, scalar_class
 from rayrlhf.models.heads import scalar_head
+
+UNLOADABLE = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError, ImportError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises at models it cannot make or read."""
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 
@@ -40,22 +46,13 @@ def check_model_dir(path: str, *, role: str) -> None:
 def check_loadable(path: str, *, role: str) -> None:
     """ModelError unless `path`, a directory or a hub name, has weights and a configuration that transformers reads."""
     check_model_dir(path, role=role)
-    _config(path, role=role)
-
-
-def check_context(path: str, *, max_length: int) -> None:
-    """ModelError when a model's positions end before `max_length` tokens."""
-    context = getattr(_config(path, role="policy").get_text_config(), "max_position_embeddings", None)
-    if context is not None and max_length > context:
-        raise ModelError(
-            f"model.max_length={max_length} exceeds the {context} positions of the policy {path}: lower it to {context}."
-        )
+    read_config(path, role=role)
 
 
 def check_reward_model(path: str) -> None:
     """ModelError unless `path` may hold a reward model: one label, and a pad token that does not end a sequence."""
     check_model_dir(path, role="reward model")
-    config = _config(path, role="reward model")
+    config = read_config(path, role="reward model")
     if config.num_labels != 1:
         raise ModelError(f"The reward model {path} gives {config.num_labels} labels; a reward model gives 1 score.")
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -81,9 +78,11 @@ def make_policy(init: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, see
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(_without_dropout(config), dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise ModelError(f"No model can be made from model.init={init}: {first_line(error)}.") from error
+            model = AutoModelForCausalLM.from_config(
+                _without_dropout(config), dtype=torch.float32, attn_implementation=implementation(config)
+            )
+    except UNLOADABLE as error:
+        raise ModelError(f"No model can be made from model.init={init}: {reason_of(error)}.") from error
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
@@ -91,10 +90,13 @@ def make_policy(init: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, see
 
 def load_policy(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model."""
-    check_model_dir(path, role="policy")
-    model, missing = _load(AutoModelForCausalLM, path, role="policy", dtype=dtype)
+    role = "policy"
+    check_model_dir(path, role=role)
+    config = read_config(path, role=role)
+    model, missing = _load(causal_class(config), path, config, role=role, dtype=dtype)
     if missing:
         raise ModelError(f"The policy {path} lacks the weights {_some(missing)}.")
+    model.generation_config = generation_config(path, config)[0]
     return model
 
 
@@ -112,9 +114,10 @@ def make_reward_model(
             f"The tokenizer of {base_path} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}: a "
             f"reward model needs a pad token of its own, or tools would read its score at different tokens."
         )
-    model, missing = _load(AutoModelForSequenceClassification, base_path, role=role, num_labels=heads, seed=seed)
+    config = read_config(base_path, role=role, num_labels=heads)
+    model, missing = _load(scalar_class(config, "sequence"), base_path, config, role=role, seed=seed)
     head = scalar_head(model)
-    absent = {name for name in missing if not _belongs_to_head(name)}
+    absent = {name for name in missing if not _belongs_to_head(name, model)}
     if absent:
         raise ModelError(f"The {role} {base_path} lacks the weights {_some(absent)}.")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -139,7 +142,9 @@ def as_reward_model(config: PretrainedConfig) -> None:
 def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A trained reward model; ModelError if any weight of it, above all its head, would be newly initialised."""
     check_reward_model(path)
-    model, missing = _load(AutoModelForSequenceClassification, path, role="reward model", dtype=dtype)
+    role = "reward model"
+    config = read_config(path, role=role)
+    model, missing = _load(scalar_class(config, "sequence"), path, config, role=role, dtype=dtype)
     if missing:
         raise ModelError(
             f"The reward model {path} lacks the weights {_some(missing)}: it is not a trained reward model."
@@ -159,7 +164,11 @@ def make_critic(policy_path: str) -> PreTrainedModel:
 
 
 def _critic(path: str, head_weight: torch.Tensor | None) -> PreTrainedModel:
-    model, _ = _load(AutoModelForTokenClassification, path, role="critic", num_labels=1)
+    config = read_config(path, role="critic", num_labels=1)
+    model, missing = _load(scalar_class(config, "token"), path, config, role="critic")
+    absent = {name for name in missing if not _belongs_to_head(name, model)}
+    if absent:
+        raise ModelError(f"The critic's backbone {path} lacks the weights {_some(absent)}.")
     head = scalar_head(model)
     with torch.no_grad():
         head.weight.zero_() if head_weight is None else head.weight.copy_(head_weight)
@@ -173,6 +182,27 @@ def _critic(path: str, head_weight: torch.Tensor | None) -> PreTrainedModel:
     return model
 
 
+def generation_config(path: str, config: PretrainedConfig) -> tuple[GenerationConfig, str | None]:
+    """The generation defaults beside a model, and one sentence on those that transformers reads and refuses to write.
+
+    Nothing here samples by them; what is exported keeps them where they are valid, else the special tokens alone.
+    """
+    try:
+        found = GenerationConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        return GenerationConfig.from_model_config(config), None
+    try:
+        found.validate(strict=True)
+    except ValueError as error:
+        tokens = {name: getattr(found, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        dropped = (
+            f"The sampling defaults in generation_config.json of {path} are left out of what is exported, since "
+            f"transformers refuses to write them: {reason_of(error)}."
+        )
+        return GenerationConfig(**tokens), dropped
+    return found, None
+
+
 def end_token_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a response: the tokenizer's own, and those of the model's generation_config.json."""
     try:
@@ -183,42 +213,56 @@ def end_token_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({tokenizer.eos_token_id, *more})
 
 
-def _load(auto: Any, path: str, *, role: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
-    options.setdefault("dtype", torch.float32)
-    seed: int | None = options.pop("seed", None)
-    config = _without_dropout(_config(path, role=role, **_labels(options)))
+def _load(
+    model_class: type[PreTrainedModel],
+    path: str,
+    config: PretrainedConfig,
+    *,
+    role: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the weights that its directory lacks."""
+    check_attention(config, path=path, role=role)
     try:
         # Missing weights are drawn at random, and this must not move the generator that training draws from.
         with torch.random.fork_rng(devices=[]):
             if seed is not None:
                 torch.manual_seed(seed)
-            model, info = auto.from_pretrained(path, config=config, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"The {role} {path} cannot be loaded: {first_line(error)}.") from error
-    return model.eval(), set(info["missing_keys"])
+            model, info = model_class.from_pretrained(
+                path,
+                config=_without_dropout(config),
+                output_loading_info=True,
+                dtype=dtype,
+                attn_implementation=implementation(config),
+            )
+    except UNLOADABLE as error:
+        raise ModelError(f"The {role} {path} cannot be loaded: {reason_of(error)}.") from error
+    loaded: PreTrainedModel = model.eval()
+    return loaded, set(info["missing_keys"])
 
 
-def _belongs_to_head(name: str) -> bool:
+def _belongs_to_head(name: str, model: PreTrainedModel) -> bool:
     """Whether a weight lies between the last hidden state and the score: newly made with a new reward model."""
-    return name.split(".")[0] in ("score", "classifier") or ".pooler." in name
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
-def _labels(options: dict[str, Any]) -> dict[str, Any]:
-    return {"num_labels": options.pop("num_labels")} if "num_labels" in options else {}
-
-
-def _config(path: str, *, role: str, **options: Any) -> PretrainedConfig:
+def read_config(path: str, *, role: str, **options: Any) -> PretrainedConfig:
+    """A model's configuration, of several modalities the text model's; ModelError without a usable one."""
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ModelError(f"The {role} {path} has no usable config.json: {first_line(error)}.") from error
+        config = decoder_config(AutoConfig.from_pretrained(path, **options))
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"The {role} {path} has no usable config.json: {reason_of(error)}.") from error
+    for name, value in options.items():
+        setattr(config, name, value)
     return config
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    for name in vars(config):
-        if "drop" in name and isinstance(getattr(config, name), float):
-            setattr(config, name, 0.0)
+    for part in (config, config.get_text_config(decoder=True)):
+        for name in vars(part):
+            if "drop" in name and isinstance(getattr(part, name), float):
+                setattr(part, name, 0.0)
     return config
 
 
@@ -227,7 +271,8 @@ def _some(names: set[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
-def first_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What went wrong, in one line, of an error of the libraries below."""
-    lines = str(error.__cause__ if isinstance(error, StrictDataclassError) else error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
+    return in_one_line(error)

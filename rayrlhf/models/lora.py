@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayrlhf.errors import ModelError
+from rayrlhf.errors import ModelError, in_one_line
 from rayrlhf.models.heads import scalar_head
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -35,9 +35,8 @@ def add_adapters(
         try:
             adapted: Any = inject_adapter_in_model(settings, model)
         except ValueError as error:
-            first = str(error).splitlines()[0].rstrip(".")
             raise ModelError(
-                f"reward.lora.target_modules={target_modules} does not fit this model: {first}."
+                f"reward.lora.target_modules={target_modules} does not fit this model: {in_one_line(error)}."
             ) from error
     for own, parameter in adapted.named_parameters():
         parameter.requires_grad_("lora_" in own or own.startswith(f"{name}."))

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
-from rayrlhf.models.load import first_line
+from rayrlhf.models.load import reason_of
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -21,10 +21,10 @@ def count_parameters(model: ModelConfig) -> int:
             config = AutoConfig.for_model(init.pop("model_type"), **init, vocab_size=model.vocab_size)
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, StrictDataclassError) as error:
         origin = f"model.path={model.path}" if model.path is not None else f"model.init={model.init}"
         hint = _directory_hint(model.path)
-        raise ModelError(f"No causal language model can be made from {origin}: {first_line(error)}{hint}.") from error
+        raise ModelError(f"No causal language model can be made from {origin}: {reason_of(error)}{hint}.") from error
 
 
 def _directory_hint(path: str | None) -> str:

@@ -23,9 +23,11 @@ from rayrlhf.config import FunctionReward, HttpReward, MetricReward, RunConfig, 
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
 from rayrlhf.data.schema import PromptRow, Split
 from rayrlhf.errors import ConfigError, DataError, ResourceError
-from rayrlhf.models.load import check_context, check_loadable, check_model_dir, check_reward_model
+from rayrlhf.models.checks import check_scorer
+from rayrlhf.models.load import check_loadable
 from rayrlhf.models.size import count_parameters
 from rayrlhf.pipelines.folder import RunFolder
+from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
 from rayrlhf.pipelines.plan import Plan
 from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.reward.importable import check_importable
@@ -42,6 +44,8 @@ class Checked:
     """With the CPUs of every role named."""
     plan: Plan
     preflight: Preflight
+    notes: list[str]
+    """What a user should be told of the models."""
 
 
 def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = False) -> Checked:
@@ -54,13 +58,14 @@ def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = Fa
         config = config.model_copy(update={"stages": [only]})
     _check_output_dir(config)
     origins = _Origins(config, kept=resume or only is not None)
-    _check_models(config, origins)
+    notes = check_models(config)
+    _check_own_models(config, origins)
     rows = _check_data(config, origins)
     warnings = _check_rewards(config)
     report, config = _preflight(config)
     report.warnings.extend(warnings)
     plan = Plan(parameters=count_parameters(config.model), device=report.device, rows=rows)
-    return Checked(config=config, plan=plan, preflight=report)
+    return Checked(config=config, plan=plan, preflight=report, notes=notes)
 
 
 def _check_output_dir(config: RunConfig) -> None:
@@ -114,19 +119,15 @@ class _Origins:
         )
 
 
-def _check_models(config: RunConfig, origins: _Origins) -> None:
-    if config.model.path is not None:
-        check_model_dir(config.model.path, role="policy")
-        check_context(config.model.path, max_length=config.model.max_length)
-    if "reward" in config.stages and config.reward.base is not None:
-        check_loadable(config.reward.base, role="reward model backbone")
+def _check_own_models(config: RunConfig, origins: _Origins) -> None:
+    """The models that this run made before, or is to make."""
     if "ppo" not in config.stages:
         return
     origins.policy()
     for term in config.ppo.reward_models:
         directory = term.path or origins.own("reward")
         if directory is not None:
-            check_reward_model(str(directory))
+            check_scorer(str(directory), max_length=config.model.max_length)
             if len(config.ppo.rewards) > 1 or term.length_correction > 0.0:
                 load_stats(directory)
         elif "reward" not in config.stages:
@@ -134,8 +135,6 @@ def _check_models(config: RunConfig, origins: _Origins) -> None:
                 f"PPO needs a reward model and {RunFolder(config).model_dir('reward_model')} is not there: run the reward "
                 f"stage first, or give the path of one in ppo.rewards=[{{kind: model, path: ...}}]."
             )
-    if config.ppo.guard.judge is not None:
-        check_reward_model(config.ppo.guard.judge)
 
 
 def _check_data(config: RunConfig, origins: _Origins) -> dict[Stage, int]:
@@ -218,6 +217,7 @@ def _preflight(config: RunConfig) -> tuple[Preflight, RunConfig]:
         connect(config)
     nodes = [local_node()] if address is None else cluster_nodes()
     device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
+    check_engine_limits(config, device=device)
     plan = Plan(parameters=count_parameters(config.model), device=device)
     output_dir = Path(config.output_dir)
     config = with_shares(config, nodes, device=device if config.device == "auto" else config.device)

@@ -35,6 +35,8 @@ def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) ->
     console.note("Checking models, data and rewards.")
     checked = check_run(config, only=only, resume=resume)
     config, report = checked.config, checked.preflight
+    for note in checked.notes:
+        console.note(note)
     for warning in report.warnings:
         console.warn(warning)
     demand(report)

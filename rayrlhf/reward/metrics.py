@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoModel, AutoTokenizer
 
 from rayrlhf.errors import DataError, ModelError
-from rayrlhf.models.load import first_line
+from rayrlhf.models.load import reason_of
 from rayrlhf.reward.terms import ScoreRequest, TermScore
 
 Metric = Callable[[list[str], list[str]], list[float]]
@@ -70,7 +70,7 @@ class _EmbeddingSimilarity:
             self._tokenizer = AutoTokenizer.from_pretrained(encoder)
             self._model: Any = AutoModel.from_pretrained(encoder).eval().to(device)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"The encoder {encoder} cannot be loaded: {first_line(error)}.") from error
+            raise ModelError(f"The encoder {encoder} cannot be loaded: {reason_of(error)}.") from error
         self._limit = int(getattr(self._model.config, "max_position_embeddings", 512))
         self._encoder = encoder
 

@@ -55,6 +55,11 @@ class RewardModel:
         """Columns of `score`."""
         return sum(scalar_head(model).out_features for model in self._models)
 
+    @property
+    def vocabulary(self) -> int:
+        """Ids below this one have an embedding in every model."""
+        return min(model.get_input_embeddings().weight.shape[0] for model in self._models)
+
     def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
         """The tokens this model reads for a prompt and a response; one that was cut has no end token."""
         head, (body,) = encode_exchange(self.tokenizer, prompt, [response], special=self._special)
@@ -144,7 +149,8 @@ class ModelTerm:
         return [TermScore(value=v, spread=s) for v, s in zip(values.tolist(), spreads.tolist(), strict=True)]
 
     def _tokens(self, request: ScoreRequest) -> np.ndarray:
-        if self._reads_policy_tokens:
+        # A policy with padded embeddings may sample ids that neither tokenizer knows.
+        if self._reads_policy_tokens and request.token_ids.max() < self._model.vocabulary:
             return request.token_ids
         return self._model.encode(request.prompt, request.response, finished=request.finished)
 

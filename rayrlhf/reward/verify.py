@@ -16,6 +16,7 @@ from transformers import (
 
 from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import ModelError
+from rayrlhf.models.classes import unread_by_stock_tools
 from rayrlhf.models.load import check_model_dir, check_reward_model, load_reward_model
 from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.stats import Probe, RewardStats, load_stats, template_digest
@@ -51,6 +52,10 @@ def verify(directory: str, backends: dict[str, Backend], *, tolerance: float) ->
         _template(tokenizer, stats),
         _tokens(tokenizer, stats),
     ]
+    unread = unread_by_stock_tools(AutoConfig.from_pretrained(directory), "sequence")
+    if unread is not None:
+        findings.append(Finding(check="stock transformers", passed=True, told=unread))
+        backends = {name: run for name, run in backends.items() if run not in _STOCK}
     return findings + [_replay(name, run, directory, stats, tolerance) for name, run in backends.items()]
 
 
@@ -151,3 +156,6 @@ def _pipeline(directory: str, probes: Sequence[Probe]) -> Sequence[float]:
     classify = TextClassificationPipeline(model=model, tokenizer=tokenizer, device="cpu")
     # The probes' texts hold their special tokens already.
     return [float(classify(probe.text, add_special_tokens=False)[0]["score"]) for probe in probes]
+
+
+_STOCK = (_transformers_alone, _transformers_padded, _pipeline)

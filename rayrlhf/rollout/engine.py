@@ -12,7 +12,7 @@ from rayrlhf.config import RolloutConfig, SamplingConfig
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.rollout.environment import engine_environment, runs_eagerly
-from rayrlhf.rollout.wording import first_sentence
+from rayrlhf.rollout.wording import reason_of
 from rayrlhf.types import PolicyVersion, RolloutRequest, Trajectory, VersionSpan, WeightManifest
 
 if TYPE_CHECKING:
@@ -231,5 +231,5 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
         # The last four are how vLLM meets an architecture whose configuration it reads otherwise than transformers.
         raise ModelError(
             f"vLLM does not start on the policy in {model_dir} with model.max_length={max_length} and "
-            f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {first_sentence(error)}"
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {reason_of(error)}"
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 from rayrlhf.config import RolloutConfig
 from rayrlhf.errors import ModelError
 from rayrlhf.rollout.environment import engine_environment
-from rayrlhf.rollout.wording import first_sentence
+from rayrlhf.rollout.wording import reason_of
 
 
 def pooled_scores(
@@ -30,7 +30,7 @@ def pooled_scores(
             use_tqdm_on_load=False,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        raise ModelError(f"vLLM cannot serve the reward model {directory}: {first_sentence(error)}") from error
+        raise ModelError(f"vLLM cannot serve the reward model {directory}: {reason_of(error)}") from error
     try:
         prompts = [{"prompt_token_ids": list(ids)} for ids in sequences]
         outputs = llm.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)

@@ -17,7 +17,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rayrlhf.errors import WeightSyncError
-from rayrlhf.rollout.wording import first_sentence
+from rayrlhf.rollout.wording import reason_of
 from rayrlhf.types import WeightManifest
 from rayrlhf.weights.codec import unpack
 from rayrlhf.weights.transaction import WeightUpdate
@@ -65,7 +65,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
             raise
         except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
             raise WeightSyncError(
-                f"vLLM refused version {manifest.version} at {tensors.last}: {first_sentence(error)}"
+                f"vLLM refused version {manifest.version} at {tensors.last}: {reason_of(error)}"
             ) from error
         tensors.commit()
         expected = [name for name, _ in self.model.named_parameters() if name not in self._tied]

@@ -1,12 +1,12 @@
-"""What vLLM says when it refuses, cut to what fits into a sentence of ours."""
-
-import re
+"""What vLLM says when it refuses, as the end of a sentence of ours."""
 
 from pydantic import ValidationError
 
+from rayrlhf.errors import in_one_line
 
-def first_sentence(error: Exception) -> str:
-    """The first sentence of an error's message, with one full stop."""
-    text = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else str(error)
-    sentence = re.split(r"\.\s|\n", text.strip(), maxsplit=1)[0] or type(error).__name__
-    return f"{sentence.rstrip('.')}."
+
+def reason_of(error: Exception) -> str:
+    """The whole reason of an error, in one line, with one full stop; of a pydantic report its first finding."""
+    if isinstance(error, ValidationError):
+        error = ValueError(error.errors()[0]["msg"].removeprefix("Value error, "))
+    return f"{in_one_line(error)}."

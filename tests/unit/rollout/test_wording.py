@@ -1,9 +1,9 @@
-"""vLLM's messages, cut to a sentence."""
+"""vLLM's messages, at the end of a sentence."""
 
 import pytest
 from pydantic import BaseModel, ValidationError, field_validator
 
-from rayrlhf.rollout.wording import first_sentence
+from rayrlhf.rollout.wording import reason_of
 
 
 class Model(BaseModel):
@@ -18,16 +18,19 @@ class Model(BaseModel):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (ValueError("No parameter 'score' in Qwen2. The others are: {...}."), "No parameter 'score' in Qwen2."),
-        (RuntimeError("Size 3.5 is too large\nTraceback"), "Size 3.5 is too large."),
+        (
+            ValueError("No parameter 'score' in Qwen2. The others are: {...}."),
+            "No parameter 'score' in Qwen2. The others are: {...}.",
+        ),
+        (RuntimeError("Size is too large:\n  3.5 of 2"), "Size is too large: 3.5 of 2."),
         (AssertionError(), "AssertionError."),
     ],
 )
-def test_the_first_sentence_is_kept(error: Exception, sentence: str) -> None:
-    assert first_sentence(error) == sentence
+def test_the_whole_reason_is_kept(error: Exception, sentence: str) -> None:
+    assert reason_of(error) == sentence
 
 
 def test_a_validation_error_speaks_through_its_first_fault() -> None:
     with pytest.raises(ValidationError) as caught:
         Model(length=7)
-    assert first_sentence(caught.value) == "a length of 7 does not fit."
+    assert reason_of(caught.value) == "a length of 7 does not fit. Take less."

@@ -11,7 +11,6 @@ AREAS = {
     "kl",
     "parity",
     "mismatch",
-    "parity",
     "optim",
     "sync",
     "ledger",

@@ -1,0 +1,60 @@
+"""The models of a run, held against their roles before anything starts."""
+
+from transformers import AutoConfig, PretrainedConfig
+
+from rayrlhf.config import RunConfig
+from rayrlhf.data.tokenizer import load_tokenizer
+from rayrlhf.errors import ModelError
+from rayrlhf.models.checks import check_backbone, check_init, check_policy, check_scorer
+from rayrlhf.models.classes import decoder_config
+from rayrlhf.models.load import check_model_dir, read_config, reason_of
+from rayrlhf.rollout.limits import check_engine
+
+
+def check_models(config: RunConfig) -> list[str]:
+    """ModelError for a model that some stage could not use, or not write at its end; else what a user should be told."""
+    with_critic = "ppo" in config.stages and config.ppo.uses_critic
+    notes: list[str] = []
+    if config.model.path is not None:
+        path = config.model.path
+        check_model_dir(path, role="policy")
+        if config.stages != ["reward"]:
+            tokenizer = load_tokenizer(path)
+            notes += check_policy(path, tokenizer, max_length=config.model.max_length, with_critic=with_critic)
+    else:
+        notes += check_init(policy_config(config), stages=list(config.stages), with_critic=with_critic)
+    base = config.reward.base or config.model.path
+    if "reward" in config.stages and base is not None:
+        check_model_dir(base, role="reward model backbone")
+        notes += check_backbone(base, load_tokenizer(base), max_length=config.reward_max_length)
+    for path in _scorers(config):
+        check_scorer(path, max_length=config.model.max_length)
+    return list(dict.fromkeys(notes))
+
+
+def check_engine_limits(config: RunConfig, *, device: str) -> None:
+    """ModelError where vLLM could not sample from the policy on `device`."""
+    if "ppo" in config.stages:
+        origin = f"the policy {config.model.path}" if config.model.path is not None else "the model of model.init"
+        check_engine(policy_config(config), origin=origin, device=device if config.device == "auto" else config.device)
+
+
+def policy_config(config: RunConfig) -> PretrainedConfig:
+    """The configuration of the policy, also of one that is made in the run."""
+    if config.model.path is not None:
+        return read_config(config.model.path, role="policy")
+    init = dict(config.model.init or {})
+    try:
+        made = AutoConfig.for_model(
+            init.pop("model_type"), **init, vocab_size=config.model.vocab_size, pad_token_id=0, eos_token_id=1
+        )
+    except Exception as error:  # a configuration class may raise anything for values of other people
+        raise ModelError(f"No model can be made from model.init={config.model.init}: {reason_of(error)}.") from error
+    return decoder_config(made)
+
+
+def _scorers(config: RunConfig) -> list[str]:
+    if "ppo" not in config.stages:
+        return []
+    paths = [model.path for model in config.ppo.reward_models if model.path is not None]
+    return paths + ([config.ppo.guard.judge] if config.ppo.guard.judge is not None else [])
