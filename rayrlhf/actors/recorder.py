@@ -21,9 +21,9 @@ class RecorderActor:
     def __init__(self, run_dir: str, wandb_run: WandbRun, last_steps: dict[str, int]) -> None:
         self._writer = MetricsWriter(Path(run_dir), wandb_run, last_steps=last_steps)
 
-    def ready(self) -> str | None:
-        """Answers with the W&B run id once the files are open."""
-        return self._writer.wandb_run_id
+    def ready(self) -> str:
+        """Answers, once the files are open, with what there is to say of the W&B run."""
+        return self._writer.wandb_told
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row of metrics."""
@@ -41,9 +41,9 @@ class RecorderActor:
         self._writer.samples(sample_rows("eval", step, scored))
         return evaluation_metrics(scored), judged_values(scored)
 
-    def close(self) -> None:
-        """Flush everything; the last call."""
-        self._writer.close()
+    def close(self, summary: dict[str, Any]) -> None:
+        """Flush everything, the run's facts too; the last call."""
+        self._writer.close(summary)
 
 
 class Recorder:
@@ -53,17 +53,23 @@ class Recorder:
         self, run_dir: Path, config: RunConfig, *, wandb_run_id: str | None, last_steps: dict[str, int]
     ) -> None:
         wandb_run = WandbRun(
-            **config.wandb.model_dump(), name=config.name, config=config.model_dump(mode="json"), run_id=wandb_run_id
+            **config.wandb.model_dump(exclude={"group"}),
+            group=config.wandb.group or config.name,
+            job_type="-".join(config.stages),
+            name=config.name,
+            config=config.model_dump(mode="json"),
+            run_id=wandb_run_id,
         )
         options = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}}}
         self._actor = spawn(RecorderActor, options, str(run_dir), wandb_run, last_steps)
-        self.wandb_run_id: str | None = resolve_blocking(
-            self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT
-        )
+        self.last_steps: dict[str, int] = {}
+        """The last step logged of each track, by this process."""
+        self.told: str = resolve_blocking(self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT)
 
     async def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row of metrics."""
         await self._call("log", stage, step, metrics)
+        self.last_steps[stage] = step
 
     async def samples(self, step: int, chunks: list[Any]) -> dict[str, float]:
         """Write the training samples behind the references; what only their texts tell."""
@@ -75,9 +81,9 @@ class Recorder:
         answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", step, *chunks)
         return answer
 
-    def close(self) -> None:
-        """Flush and end the process."""
-        resolve_blocking(self._actor.close.remote(), what="the recorder to close its files", timeout=_TIMEOUT)
+    def close(self, summary: dict[str, Any]) -> None:
+        """Flush, the run's facts too, and end the process."""
+        resolve_blocking(self._actor.close.remote(summary), what="the recorder to close its files", timeout=_TIMEOUT)
         ray.kill(self._actor)
 
     async def _call(self, method: str, *args: Any) -> Any:

@@ -1,5 +1,6 @@
 """The `rayrlhf` command. Heavy imports wait until a command needs them, so that --help is instant."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,7 @@ def reward_curve(
         from rayrlhf.telemetry.console import Console
         from rayrlhf.telemetry.reward_page import curve_rows, write_curve_page
 
-        folder, points = learning_curve(loaded, share or [0.125, 0.25, 0.5, 1.0], resume=resume)
+        folder, points = learning_curve(loaded, share or [0.125, 0.25, 0.5, 1.0], resume=resume, arguments=sys.argv[1:])
         console = Console()
         console.table("learning curve", ["rows", "accuracy", "balanced", "log-likelihood"], curve_rows(points))
         console.note(f"{write_curve_page(folder / 'learning_curve.html', points, run=loaded.name)}")
@@ -128,7 +129,7 @@ def _stages(
             raise typer.Exit(2 if lacking else 0)
         from rayrlhf.pipelines.run import run_stages
 
-        run_stages(loaded, resume=resume, only=only)  # type: ignore[arg-type]
+        run_stages(loaded, resume=resume, only=only, arguments=sys.argv[1:])  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
