@@ -126,4 +126,4 @@ class LearnerGroup:
         try:
             return await together(*calls)
         except ActorLostError as loss:
-            raise WorkerError(f"{loss} The learner holds the optimizer: go on with --resume.") from loss
+            raise WorkerError(f"{loss} The learner holds the optimizer, so that the run ends with it.") from loss

@@ -1,7 +1,6 @@
 """The one process that writes metrics and samples, so that no two writers ever share a file or a W&B run."""
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ class RecorderActor:
     ) -> None:
         self._writer = MetricsWriter(Path(run_dir), wandb_run, last_steps=last_steps, unsure=unsure)
 
-    def ready(self) -> str | None:
-        """Answers with the W&B run id once the files are open."""
-        return self._writer.wandb_run_id
+    def ready(self) -> str:
+        """Answers, once the files are open, with what there is to say of the W&B run."""
+        return self._writer.wandb_told
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row of metrics."""
@@ -52,9 +51,9 @@ class RecorderActor:
         self._writer.samples(sample_rows(purpose, step, scored))
         return evaluation_metrics(scored), judged_values(scored)
 
-    def close(self) -> None:
-        """Flush everything; the last call."""
-        self._writer.close()
+    def close(self, summary: dict[str, Any]) -> None:
+        """Flush everything, the run's facts too; the last call."""
+        self._writer.close(summary)
 
 
 class Recorder:
@@ -76,18 +75,23 @@ class Recorder:
         self._run_dir = str(run_dir)
         self._tell = tell
         self._wandb_run = WandbRun(
-            **config.wandb.model_dump(), name=config.name, config=config.model_dump(mode="json"), run_id=wandb_run_id
+            **config.wandb.model_dump(exclude={"group"}),
+            group=config.wandb.group or config.name,
+            job_type="-".join(config.stages),
+            name=config.name,
+            config=config.model_dump(mode="json"),
+            run_id=wandb_run_id,
         )
         self._unanswered: set[Rows] = set()
         self._actor = self._spawn(last_steps)
-        self.wandb_run_id: str | None = resolve_blocking(
-            self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT
-        )
-        self._wandb_run = replace(self._wandb_run, run_id=self.wandb_run_id)
+        self.last_steps: dict[str, int] = {}
+        """The last step logged of each track, by this process."""
+        self.told: str = resolve_blocking(self._actor.ready.remote(), what="the recorder to start", timeout=_TIMEOUT)
 
     async def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row of metrics."""
         await self._call("log", ("metrics.jsonl", stage, step), stage, step, metrics)
+        self.last_steps[stage] = step
 
     async def samples(self, step: int, chunks: list[Any]) -> dict[str, float]:
         """Write the training samples behind the references; what only their texts tell."""
@@ -100,10 +104,15 @@ class Recorder:
         answer: tuple[dict[str, float], list[float]] = await self._call("evaluation", rows, purpose, step, *chunks)
         return answer
 
-    def close(self) -> None:
-        """Flush and end the process; what fails here is told, since every row is on disk and the work is done or has failed."""
+    def close(self, summary: dict[str, Any]) -> None:
+        """Flush, the run's facts too, and end the process.
+
+        What fails here is told, since every row is on disk and the work is done or has failed.
+        """
         try:
-            resolve_blocking(self._actor.close.remote(), what="the recorder to close its files", timeout=_TIMEOUT)
+            resolve_blocking(
+                self._actor.close.remote(summary), what="the recorder to close its files", timeout=_TIMEOUT
+            )
         except RayrlhfError as error:
             self._tell(f"{error} metrics.jsonl and samples.jsonl are whole; W&B may lack its last rows.")
         end(self._actor)

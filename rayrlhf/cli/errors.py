@@ -19,7 +19,7 @@ class clear_errors:
             print(f"rayrlhf: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
         if isinstance(error, KeyboardInterrupt):
-            print("rayrlhf: interrupted; go on with the same command and --resume.", file=sys.stderr)
+            print(f"rayrlhf: {error or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 

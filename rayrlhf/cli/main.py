@@ -1,5 +1,6 @@
 """The `rayrlhf` command. Heavy imports wait until a command needs them, so that --help is instant."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,7 @@ def reward_curve(
         from rayrlhf.telemetry.console import Console
         from rayrlhf.telemetry.reward_page import curve_rows, write_curve_page
 
-        folder, points = learning_curve(loaded, share or [0.125, 0.25, 0.5, 1.0], resume=resume)
+        folder, points = learning_curve(loaded, share or [0.125, 0.25, 0.5, 1.0], resume=resume, arguments=sys.argv[1:])
         console = Console()
         console.table("learning curve", ["rows", "accuracy", "balanced", "log-likelihood"], curve_rows(points))
         console.note(f"{write_curve_page(folder / 'learning_curve.html', points, run=loaded.name)}")
@@ -132,7 +133,7 @@ def _stages(config: Path, overrides: list[str] | None, only: "Stage | None", *, 
             raise typer.Exit(2 if lacking else 0)
         from rayrlhf.pipelines.run import run_stages
 
-        run_stages(loaded, resume=resume, only=only)
+        run_stages(loaded, resume=resume, only=only, arguments=sys.argv[1:])
 
 
 if __name__ == "__main__":

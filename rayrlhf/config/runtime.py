@@ -109,6 +109,9 @@ class WandbConfig(Node):
     """auto: online when logged in, else offline."""
     project: str = "rayrlhf"
     entity: str | None = None
+    group: str | None = None
+    """What the run is shown together with; default: the run's name, so that a name's later trainings lie beside it."""
+    tags: list[str] = Field(default_factory=list)
 
 
 class ClusterConfig(Node):

@@ -110,20 +110,25 @@ class TrainableModel:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, with any number of ranks; a collective."""
+        """Go on from `state_dict`, with any number of ranks and this run's own settings of AdamW; a collective."""
         load_full_state(self.model, self._optimizer, state, world=self._ranks.world)
+        _configure(self._optimizer, self._optim)
         self.steps = state["steps"]
         self._nonfinite_in_a_row = state["nonfinite_in_a_row"]
 
 
 def _adamw(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    # Norms and biases are kept out of the decay, which would pull scales to zero.
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = [[p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups if group], lr=optim.lr, fused=True)
+    _configure(optimizer, optim)
+    return optimizer
+
+
+def _configure(optimizer: torch.optim.AdamW, optim: OptimConfig) -> None:
+    """What the configuration says, also where a loaded state remembers another one."""
     beta1, beta2 = optim.betas
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=optim.lr, betas=(beta1, beta2), eps=optim.eps, fused=True
-    )
+    for group in optimizer.param_groups:
+        # Norms and biases are kept out of the decay, which would pull scales to zero.
+        decay = optim.weight_decay if group["params"][0].ndim >= 2 else 0.0
+        group |= {"lr": optim.lr, "betas": (beta1, beta2), "eps": optim.eps, "weight_decay": decay}

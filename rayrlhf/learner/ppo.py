@@ -75,7 +75,8 @@ class PPOLearner:
             if critic is not None
             else None
         )
-        self._kl_coef = config.ppo.kl.coef
+        self._kl_adapted = self._kl_raised = 1.0
+        """Factors of the configured KL coefficient: of the adaptive controller, and of the guard."""
         self._moments = RunningMoments()
         self.version: PolicyVersion = 0
         self.tokens = 0
@@ -109,8 +110,8 @@ class PPOLearner:
         metrics |= figures | {"kl/coef": self._kl_coef}
         metrics |= self._optimise(batch, estimates, targets, step=step)
         if config.kl.controller == "adaptive":
-            self._kl_coef = adapt_kl_coef(
-                self._kl_coef,
+            self._kl_adapted = adapt_kl_coef(
+                self._kl_adapted,
                 # Absent where the batch is too old to tell: then that of the policies that drew it, a few updates back.
                 kl=metrics.get("kl/reference", metrics["kl/behaviour"]),
                 target=config.kl.target,
@@ -331,13 +332,13 @@ class PPOLearner:
         return None
 
     def save(self, directory: str) -> None:
-        """Write all the learner owns: both models and optimizers, schedules, KL coefficient, moments, version."""
+        """Write all the learner owns: both models and optimizers, schedules, factors of the KL coefficient, moments, version."""
         critic = self._critic.state_dict() if self._critic is not None else None
         state = {
             "fingerprint": self._fingerprint,
             "policy": self._policy.state_dict(),
             "critic": critic,
-            "kl_coef": self._kl_coef,
+            "kl_factors": [self._kl_adapted, self._kl_raised],
             "moments": asdict(self._moments),
             "version": self.version,
             "tokens": self.tokens,
@@ -350,14 +351,20 @@ class PPOLearner:
         self._policy.load_state_dict(state["policy"])
         if self._critic is not None:
             self._critic.load_state_dict(state["critic"])
-        self._kl_coef = state["kl_coef"]
+        self._kl_adapted, self._kl_raised = state["kl_factors"]
         self._moments = RunningMoments(**state["moments"])
         self.version = state["version"]
         self.tokens = state["tokens"]
 
     def scale_kl(self, factor: float) -> None:
         """Multiply the KL coefficient, from the next update on."""
-        self._kl_coef *= factor
+        self._kl_raised *= factor
+
+    @property
+    def _kl_coef(self) -> float:
+        """The configured coefficient, times what the guard and, where it is configured, the controller made of it."""
+        adapted = self._kl_adapted if self._config.kl.controller == "adaptive" else 1.0
+        return self._config.kl.coef * self._kl_raised * adapted
 
     def export(self, policy_dir: str, critic_dir: str) -> None:
         """Write plain model directories; a collective."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig
 from rayrlhf.pipelines.folder import RunFolder
+from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
 from rayrlhf.telemetry.memory import MemorySampler
 
@@ -18,5 +19,6 @@ class RunContext:
     recorder: Recorder
     console: Console
     memory: MemorySampler
+    account: RunAccount
     device: str
     resume: bool

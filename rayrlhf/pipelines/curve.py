@@ -16,7 +16,9 @@ CURVE_FILE = "learning_curve.json"
 _KEPT = ("pairs", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "longer_accuracy", "nll", "ece")
 
 
-def learning_curve(config: RunConfig, shares: Sequence[float], *, resume: bool) -> tuple[Path, list[dict[str, Any]]]:
+def learning_curve(
+    config: RunConfig, shares: Sequence[float], *, resume: bool, arguments: Sequence[str] | None = None
+) -> tuple[Path, list[dict[str, Any]]]:
     """A reward stage for each share, each in a run of its own, all judged by the same held-out preferences.
 
     The larger shares hold the smaller. With `resume`, shares that are finished are read and the broken one goes on.
@@ -27,7 +29,7 @@ def learning_curve(config: RunConfig, shares: Sequence[float], *, resume: bool) 
     rows = len(load_preferences(config).train)
     points = []
     for share in sorted(set(shares)):
-        root = _train(config, share, resume=resume)
+        root = _train(config, share, resume=resume, arguments=arguments)
         found = json.loads((root / STAGE_OUTPUT["reward"] / EVALUATION_FILE).read_text())
         points.append({"share": share, "rows": round(share * rows)} | {name: found.get(name) for name in _KEPT})
     folder = Path(config.output_dir) / f"{config.name}-curve"
@@ -36,8 +38,8 @@ def learning_curve(config: RunConfig, shares: Sequence[float], *, resume: bool) 
     return folder, points
 
 
-def _train(config: RunConfig, share: float, *, resume: bool) -> Path:
+def _train(config: RunConfig, share: float, *, resume: bool, arguments: Sequence[str] | None) -> Path:
     reward = config.reward.model_copy(update={"train_share": share})
     part = config.model_copy(update={"name": f"{config.name}-share-{share:g}", "reward": reward})
     begun = (Path(part.output_dir) / part.name / "config.yaml").exists()
-    return run_stages(part, resume=resume and begun, only="reward")
+    return run_stages(part, resume=resume and begun, only="reward", arguments=arguments)

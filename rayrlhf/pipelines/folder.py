@@ -1,19 +1,22 @@
-"""A run's folder: its places, its owner, and what it holds already."""
+"""A run's folder: its places, and what it holds already."""
 
-import fcntl
 import json
+import os
+import secrets
 import shutil
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import CheckpointError, ConfigError
+from rayrlhf.telemetry.account import forget_stage
 
 STAGE_OUTPUT = {"sft": "sft", "reward": "reward_model", "ppo": "policy"}
 """The directory whose presence says that a stage is finished: exports appear there in one rename."""
+
+WANDB_FILE = "wandb_run_id"
 
 
 def tracks(config: RunConfig, stage: str) -> list[str]:
@@ -22,26 +25,11 @@ def tracks(config: RunConfig, stage: str) -> list[str]:
     return [stage, *(f"{stage}_{member:02d}" for member in range(1, members))]
 
 
-_FIXED_ON_RESUME = ("seed", "model", "data", "sampling")
-
-
 class RunFolder:
-    """`output_dir/name`, owned by one driver at a time."""
+    """`output_dir/name`; who may write to it, `claim.py` decides."""
 
     def __init__(self, config: RunConfig) -> None:
         self.root = Path(config.output_dir).absolute() / config.name
-        self._lock: TextIO | None = None
-
-    def claim(self) -> None:
-        """Make the folder and lock it until this process ends; CheckpointError if another driver holds it."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 - held for the life of the process
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"Another run is writing to {self.root}: wait for it, or give this one another name."
-            ) from None
 
     def set_aside(self) -> Path | None:
         """Move an earlier run out of the way, so that nothing of it is lost; where to, or None if there was none."""
@@ -53,8 +41,11 @@ class RunFolder:
         return aside
 
     def clear_stage(self, stage: str) -> None:
-        """Remove what an earlier start of one stage left, so that it starts anew."""
-        outputs = [self.model_dir(STAGE_OUTPUT[stage]), *([self.model_dir("critic")] if stage == "ppo" else [])]
+        """Remove what an earlier start of one stage left, what it cost included, so that it starts anew."""
+        forget_stage(self.root, stage)
+        outputs = [self.model_dir(STAGE_OUTPUT[stage])]
+        if stage == "ppo":
+            outputs += [self.model_dir("critic"), self.candidate("policy"), self.candidate("critic")]
         if stage == "reward":
             outputs += [*self.root.glob("checkpoints/reward*")]
         for directory in (*outputs, self.checkpoints(stage)):
@@ -85,24 +76,28 @@ class RunFolder:
         return (self.model_dir(STAGE_OUTPUT[stage]) / "config.json").exists()
 
     def save_config(self, config: RunConfig) -> None:
-        """Write the resolved configuration."""
-        self.root.joinpath("config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        """Write the resolved configuration, in one rename."""
+        partial = self.root / ".config.yaml.partial"
+        partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        os.replace(partial, self.root / "config.yaml")
 
-    def changed_since(self, config: RunConfig) -> list[str]:
-        """Keys that differ from the folder's own configuration; ConfigError if one is fixed for a resumed run."""
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration, key by key with dots; empty where there is none."""
         path = self.root / "config.yaml"
-        if not path.exists():
-            return []
-        old, new = _flatten(yaml.safe_load(path.read_text())), _flatten(config.model_dump(mode="json"))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        fixed = [key for key in changed if key.split(".")[0] in _FIXED_ON_RESUME]
-        if fixed:
-            key = fixed[0]
-            raise ConfigError(
-                f"{key} was {old.get(key)!r} when {self.root} was started and is {new.get(key)!r} now: a resumed run "
-                f"keeps its {', '.join(_FIXED_ON_RESUME)}; give a new run another name."
-            )
-        return changed
+        return flatten(yaml.safe_load(path.read_text())) if path.exists() else {}
+
+    def wandb_run_id(self) -> str | None:
+        """The one W&B run of this training; None where there is none."""
+        path = self.root / WANDB_FILE
+        return path.read_text().strip() or None if path.exists() else None
+
+    def begin_wandb_run(self, *, enabled: bool) -> None:
+        """Give the training a W&B run of its own, known before anything is logged; none where it is not enabled."""
+        path = self.root / WANDB_FILE
+        if enabled:
+            path.write_text(f"{secrets.token_hex(4)}\n")
+        else:
+            path.unlink(missing_ok=True)
 
     def read_summary(self) -> dict[str, Any]:
         """The summary so far; empty where there is none."""
@@ -111,11 +106,14 @@ class RunFolder:
         return loaded
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a configuration by its key with dots; the items of a list of sections by their number."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

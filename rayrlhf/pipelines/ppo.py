@@ -81,6 +81,7 @@ class PPOLoop:
     async def run(self) -> dict[str, Any]:
         """Train to the last update and export; returns the stage's part of the summary."""
         started = time.monotonic()
+        self._context.account.watch_restarts(self._restarts)
         try:
             await self._start()
             after = await self._guard.export(await self._train())
@@ -330,7 +331,6 @@ class PPOLoop:
             "before": self._before,
             "worst_mismatch_p99": self._worst_mismatch_p99,
             "guard": self._guard.state_dict(),
-            "wandb_run_id": self._context.recorder.wandb_run_id,
         }
         with self._store.write(step, driver_state) as directory:
             await self._learner.call("save", str(directory))
@@ -338,14 +338,23 @@ class PPOLoop:
         return time.monotonic() - begun
 
     def _step_metrics(self, seconds: float, learning: float, *, tokens: int) -> dict[str, float]:
-        return self._ledger.metrics() | {
-            "time/step": seconds,
-            "time/learner_waiting": 1.0 - learning / seconds,
-            "perf/tokens_per_second": tokens / seconds,
-            "perf/memory_bytes": float(self._context.memory.current_bytes),
-            "perf/restarts_rollout": float(self._rollout.pool.restarts),
-            "perf/restarts_scoring": float(self._scoring.pool.restarts),
-        }
+        return (
+            self._ledger.metrics()
+            | {
+                "time/step": seconds,
+                "time/learner_waiting": 1.0 - learning / seconds,
+                "perf/tokens_per_second": tokens / seconds,
+                "perf/memory_bytes": float(self._context.memory.current_bytes),
+            }
+            | {
+                f"perf/restarts_{role}": float(count)
+                for role, count in self._context.account.restarts("ppo").items()
+                if role != "learner"
+            }
+        )
+
+    def _restarts(self) -> dict[str, int]:
+        return {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts}
 
     def _summary(self, after: dict[str, float], *, tokens: int, wall_seconds: float) -> dict[str, Any]:
         ledger = self._ledger
@@ -366,7 +375,7 @@ class PPOLoop:
             "samples_lost": ledger.lost,
             "samples_duplicated": ledger.duplicated,
             "samples_dropped": ledger.dropped,
-            "restarts": {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts, "learner": 0},
+            "restarts": self._context.account.restarts("ppo"),
             "policy_versions": self._version,
             **self._guard.summary(last_step=self._version),
         }

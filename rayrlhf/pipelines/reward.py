@@ -47,14 +47,14 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
             build = partial(_build, base_dir=base_dir, member=number)
             return await train(sharing, track, config.reward, build, output=output, keep_best=config.reward.keep_best)
 
-    trained = await together(*(member(number, track) for number, track in enumerate(names)))
+    await together(*(member(number, track) for number, track in enumerate(names)))
     building = folder.root / "checkpoints" / "reward_model"
     _assemble([folder.trained(track) for track in names], building)
     judged = await _package(context, building)
     building.rename(folder.model_dir("reward_model"))
     return {
         "wall_seconds": time.monotonic() - started,
-        "tokens": sum(one.tokens for one in trained if one is not None),
+        "tokens": context.account.tokens("reward"),
         "heldout_accuracy": judged["accuracy"],
         "members": config.reward.members,
         "heads": config.reward.heads,

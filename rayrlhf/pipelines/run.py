@@ -1,9 +1,9 @@
 """A whole run: check, start, the stages in order, the summary and the report."""
 
 import asyncio
-import json
+import contextlib
 import signal
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ import ray
 from rayrlhf.actors.cluster import connect, demand
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig, Stage
-from rayrlhf.errors import ConfigError, RayrlhfError
-from rayrlhf.pipelines.checkpoint import CheckpointStore
+from rayrlhf.errors import ConfigError
 from rayrlhf.pipelines.checks import check_run
+from rayrlhf.pipelines.claim import claimed
 from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.failure import FAILURE_FILE, record_failure
 from rayrlhf.pipelines.folder import RunFolder, tracks
 from rayrlhf.pipelines.plan import show_plan
 from rayrlhf.pipelines.ppo import PPOLoop
 from rayrlhf.pipelines.prompts import load_prompt_set
+from rayrlhf.pipelines.resuming import ResumePlan, plan_resume
 from rayrlhf.pipelines.reward import run_reward
 from rayrlhf.pipelines.supervised import run_sft
+from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
 from rayrlhf.telemetry.memory import MemorySampler
 from rayrlhf.telemetry.report import write_report
@@ -29,39 +32,86 @@ from rayrlhf.telemetry.summary import write_summary
 from rayrlhf.telemetry.wording import wording
 
 
-def run_stages(config: RunConfig, *, resume: bool, only: Stage | None = None) -> Path:
-    """Run the configured stages (or one of them) and return the run's folder; raises one of our errors."""
+def run_stages(
+    config: RunConfig, *, resume: bool, only: Stage | None = None, arguments: Sequence[str] | None = None
+) -> Path:
+    """Run the configured stages (or one of them) and return the run's folder; raises one of our errors.
+
+    `arguments` are those of the command, for telling how to go on after a failure.
+    """
     console = Console()
-    console.note("Checking models, data and rewards.")
-    checked = check_run(config, only=only, resume=resume)
-    config, report = checked.config, checked.preflight
-    for note in checked.notes:
-        console.note(note)
-    for warning in report.warnings:
-        console.warn(warning)
-    demand(report)
+    config = config if only is None else config.model_copy(update={"stages": [only]})
     folder = RunFolder(config)
-    try:
-        _open_folder(folder, config, console, resume=resume, only=only)
-    except OSError as error:
-        raise ConfigError(f"The run's folder {folder.root} cannot be used: {error}.") from error
-    show_plan(console, config, checked.plan)
-    with MemorySampler() as memory:
-        if not ray.is_initialized():
-            console.note("Starting Ray on this machine.")
-            connect(config)
-        obey_termination()
+    if resume and not (folder.root / "config.yaml").exists():
+        raise ConfigError(f"There is no run to resume in {folder.root}: start it without --resume.")
+    with claimed(folder.root):
+        plan = plan_resume(folder, config) if resume else _fresh_plan(config)
+        if not plan.stages:
+            console.note(f"Nothing to do: {', '.join(config.stages)} of {folder.root} finished already.")
+            return folder.root
+        console.note("Checking models, data and rewards.")
+        checked = check_run(config, only=only, resume=resume)
+        config, report = checked.config, checked.preflight
+        for note in checked.notes:
+            console.note(note)
+        for warning in report.warnings:
+            console.warn(warning)
+        demand(report)
         try:
-            summary = _run(config, folder, console, memory, device=report.device, resume=resume)
-        except (RayrlhfError, KeyboardInterrupt) as failure:
-            _record_failure(folder, failure)
-            raise
+            _open_folder(folder, config, console, plan, resume=resume, only=only)
+        except OSError as error:
+            raise ConfigError(f"The run's folder {folder.root} cannot be used: {error}.") from error
+        show_plan(console, config, checked.plan)
+        summary = _run_and_record(
+            config, folder, console, plan, device=report.device, resume=resume, arguments=arguments
+        )
+        folder.root.joinpath(FAILURE_FILE).unlink(missing_ok=True)
+        console.note(f"Report: {write_report(folder.root)}")
+        _show_outcome(console, config, summary)
+    return folder.root
+
+
+def _fresh_plan(config: RunConfig) -> ResumePlan:
+    """Every stage from its first step."""
+    last_steps = {track: -1 for stage in config.stages for track in tracks(config, stage)}
+    return ResumePlan(stages=list(config.stages), changed=[], last_steps=last_steps)
+
+
+def _run_and_record(
+    config: RunConfig,
+    folder: RunFolder,
+    console: Console,
+    plan: ResumePlan,
+    *,
+    device: str,
+    resume: bool,
+    arguments: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Run what the plan says; the summary. A failure leaves failure.json, the summary and the report so far."""
+    memory = MemorySampler()
+    account = RunAccount(folder.root, peak_bytes=lambda: memory.peak_bytes)
+    run = _Run(config, folder, console, plan, memory=memory, account=account, device=device, resume=resume)
+    with memory, account:
+        try:
+            if not ray.is_initialized():
+                console.note("Starting Ray on this machine.")
+                connect(config)
+            obey_termination()
+            run.go()
+        except BaseException as failure:
+            progress = run.position()
+            told = record_failure(folder, config, failure, stage=progress[0], step=progress[1], arguments=arguments)
+            with contextlib.suppress(Exception):  # the first failure is the one to tell
+                write_summary(folder.root, run.summary())
+                write_report(folder.root)
+            if told is failure:
+                raise
+            raise told from failure
         finally:
             ray.shutdown()
-    folder.root.joinpath("failure.json").unlink(missing_ok=True)
-    console.note(f"Report: {write_report(folder.root)}")
-    _show_outcome(console, config, summary)
-    return folder.root
+    summary = run.summary()
+    write_summary(folder.root, summary)
+    return summary
 
 
 def obey_termination() -> None:
@@ -76,50 +126,86 @@ def obey_termination() -> None:
     )
 
 
-def _run(
-    config: RunConfig,
-    folder: RunFolder,
-    console: Console,
-    memory: MemorySampler,
-    *,
-    device: str,
-    resume: bool,
-) -> dict[str, Any]:
-    started = time.monotonic()
-    summary = folder.read_summary()
-    earlier_seconds = float(summary.get("wall_seconds", 0.0))
-    stages: dict[str, Any] = summary.get("stages", {})
-    last_steps = {track: -1 for stage in config.stages for track in tracks(config, stage)}
-    wandb_run_id: str | None = None
-    if resume:
-        last_steps, wandb_run_id = _resume_point(config, folder)
-    recorder = Recorder(folder.root, config, wandb_run_id=wandb_run_id, last_steps=last_steps, tell=console.warn)
-    context = RunContext(
-        config=config,
-        folder=folder,
-        recorder=recorder,
-        console=console,
-        memory=memory,
-        device=device,
-        resume=resume,
-    )
-    try:
-        for stage in config.stages:
-            if resume and folder.finished(stage) and stage in stages:
-                console.note(f"Stage {stage} is finished already.")
-                continue
-            stages[stage] = asyncio.run(_run_stage(context, stage))
-            summary = {
-                "run": config.name,
-                "seed": config.seed,
-                "wall_seconds": earlier_seconds + time.monotonic() - started,
-                "peak_memory_bytes": max(int(summary.get("peak_memory_bytes", 0)), memory.peak_bytes),
-                "stages": stages,
-            }
-            write_summary(folder.root, summary)
-    finally:
-        recorder.close()
-    return summary
+class _Run:
+    """The stages that are left to do, one after the other, and the run's facts so far."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        console: Console,
+        plan: ResumePlan,
+        *,
+        memory: MemorySampler,
+        account: RunAccount,
+        device: str,
+        resume: bool,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._console = console
+        self._plan = plan
+        self._memory = memory
+        self._account = account
+        self._device = device
+        self._resume = resume
+        self._stages: dict[str, Any] = folder.read_summary().get("stages", {})
+        self._stage: Stage | None = None
+        self._recorder: Recorder | None = None
+
+    def go(self) -> None:
+        """Run the stages; their facts are written after each."""
+        folder = self._folder
+        self._recorder = Recorder(
+            folder.root,
+            self._config,
+            wandb_run_id=folder.wandb_run_id(),
+            last_steps=self._plan.last_steps,
+            tell=self._console.warn,
+        )
+        context = RunContext(
+            config=self._config,
+            folder=folder,
+            recorder=self._recorder,
+            console=self._console,
+            memory=self._memory,
+            account=self._account,
+            device=self._device,
+            resume=self._resume,
+        )
+        try:
+            if self._recorder.told:
+                self._console.note(self._recorder.told)
+            for stage in self._config.stages:
+                if stage not in self._plan.stages:
+                    self._console.note(f"Stage {stage} is finished already.")
+                    continue
+                self._stage = stage
+                with self._account.stage(stage):
+                    facts = asyncio.run(_run_stage(context, stage))
+                self._stages[stage] = facts | {"wall_seconds": self._account.stage_seconds(stage)}
+                write_summary(folder.root, self.summary())
+            self._stage = None
+        finally:
+            self._recorder.close(self.summary())
+
+    def position(self) -> tuple[str | None, int | None]:
+        """The stage under way and the last step of it that was logged."""
+        steps = {} if self._recorder is None else self._recorder.last_steps
+        return self._stage, max(
+            (step for track, step in steps.items() if track.startswith(str(self._stage))), default=None
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The run's facts so far; `stages` holds those that are finished."""
+        return {
+            "run": self._config.name,
+            "seed": self._config.seed,
+            "wall_seconds": self._account.wall_seconds,
+            "peak_memory_bytes": self._account.peak_memory_bytes,
+            "starts": self._account.processes,
+            "stages": self._stages,
+        }
 
 
 async def _run_stage(context: RunContext, stage: Stage) -> dict[str, Any]:
@@ -156,44 +242,22 @@ def _reward_model(config: RunConfig, folder: RunFolder) -> str | None:
     return (models[0].path or own) if models else None
 
 
-def _open_folder(folder: RunFolder, config: RunConfig, console: Console, *, resume: bool, only: Stage | None) -> None:
-    if resume:
-        if not (folder.root / "config.yaml").exists():
-            raise ConfigError(f"There is no run to resume in {folder.root}: start it without --resume.")
-        changed = folder.changed_since(config)
-        if changed:
-            console.warn(f"Changed since the run was started: {', '.join(changed)}.")
-    elif only is None:
+def _open_folder(
+    folder: RunFolder, config: RunConfig, console: Console, plan: ResumePlan, *, resume: bool, only: Stage | None
+) -> None:
+    """Make the folder this run's: from here on its configuration and its W&B run are those of this start."""
+    if resume and plan.changed:
+        console.warn(f"Changed since the run was started, and used from here on: {', '.join(plan.changed)}.")
+    if not resume and only is None:
         aside = folder.set_aside()
         if aside is not None:
             console.note(f"The earlier run of this name is now {aside}.")
-    folder.claim()
+    folder.root.mkdir(parents=True, exist_ok=True)
     if not resume and only is not None:
         folder.clear_stage(only)
     folder.save_config(config)
-
-
-def _resume_point(config: RunConfig, folder: RunFolder) -> tuple[dict[str, int], str | None]:
-    """The last step of each stage that a checkpoint or a finished export holds, and the W&B run to go on with."""
-    steps: dict[str, int] = {}
-    wandb_run_id: str | None = None
-    for stage in config.stages:
-        if folder.finished(stage):
-            continue
-        for track in tracks(config, stage):
-            if folder.trained(track).exists():
-                continue
-            newest, _ = CheckpointStore(folder.checkpoints(track), keep=config.checkpoint.keep).newest()
-            steps[track] = newest.step if newest is not None else -1
-            if newest is not None:
-                wandb_run_id = newest.driver_state.get("wandb_run_id")
-    return steps, wandb_run_id
-
-
-def _record_failure(folder: RunFolder, failure: BaseException) -> None:
-    """Leave the first failure where it can be found after the terminal is gone."""
-    record = {"time": time.time(), "error": type(failure).__name__, "message": str(failure)}
-    folder.root.joinpath("failure.json").write_text(json.dumps(record, indent=2) + "\n")
+    if not resume or folder.wandb_run_id() is None:
+        folder.begin_wandb_run(enabled=config.wandb.mode != "disabled")
 
 
 def _show_outcome(console: Console, config: RunConfig, summary: dict[str, Any]) -> None:

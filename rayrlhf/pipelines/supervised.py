@@ -112,6 +112,7 @@ class _Training:
                 if step % every == 0 and step < total:
                     await self._checkpoint(step)
         tokens: int = await self._learner.call("tokens")
+        self._context.account.add_tokens(self._track.partition("_")[0], self._track, tokens)
         return Trained(metrics=await self._finish(output, evaluated), tokens=tokens)
 
     async def _evaluate(self) -> dict[str, float]:
@@ -122,8 +123,7 @@ class _Training:
         return evaluated
 
     async def _checkpoint(self, step: int) -> None:
-        driver_state = {"wandb_run_id": self._context.recorder.wandb_run_id, "best": self._best}
-        with self._store.write(step, driver_state) as directory:
+        with self._store.write(step, {"best": self._best}) as directory:
             await self._learner.call("save", str(directory))
 
     async def _finish(self, output: Path, evaluated: dict[str, float]) -> dict[str, float]:

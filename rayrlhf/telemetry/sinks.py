@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from rayrlhf.telemetry.metrics import check_names
+from rayrlhf.telemetry.wandb_history import Logged, logged_so_far
 
 _TABLE_ROWS = 16
 """Samples of one step shown in W&B; samples.jsonl holds all."""
@@ -22,6 +23,12 @@ _START_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 """Longest wait for uploads at the end of a run."""
 
+
+_BEST: dict[str, Callable[[float, float], float]] = {
+    **dict.fromkeys(("eval/score", "eval/gold", "eval/judge", "eval/accuracy"), max),
+    **dict.fromkeys(("eval/loss", "eval/nll"), min),
+}
+"""Held-out metrics, and what is better of two values."""
 
 _StartMode = Literal["online", "offline", "disabled"] | None
 
@@ -35,8 +42,11 @@ class WandbRun:
     entity: str | None
     name: str
     config: dict[str, Any]
+    group: str | None = None
+    job_type: str | None = None
+    tags: list[str] = field(default_factory=list)
     run_id: str | None = None
-    """The W&B run to go on with."""
+    """The W&B run to begin or to go on with."""
 
 
 class JsonlSink:
@@ -92,12 +102,17 @@ def _kept(line: bytes, last_steps: dict[str, int], unsure: Collection[tuple[str,
 class WandbSink:
     """One W&B run for all stages, each on its own step axis. No failure of W&B ever reaches the caller.
 
-    What cannot be sent is kept on disk, for `wandb sync`: a run that cannot start online starts offline.
+    What cannot be sent is kept on disk, for `wandb sync`: a run that cannot start online starts offline. A resumed run
+    goes on with the same run and W&B's own `_step`. W&B takes no row back: a step that was logged before a kill and is
+    trained again from the checkpoint keeps the values it was first logged with; metrics.jsonl has the newer ones.
     """
 
     def __init__(self, about: WandbRun, run_dir: Path) -> None:
         self._run: Any = None
         self.run_id = about.run_id
+        self.told = ""
+        """Where the run is, and how to send it; empty where there is none."""
+        self._logged = Logged()
         self._failed = about.mode == "disabled"
         self._calling = False
         self._guard(lambda: self._start(about, run_dir, mode=_mode(about.mode)))
@@ -106,14 +121,27 @@ class WandbSink:
             self._guard(lambda: self._start(about, run_dir, mode="offline"))
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
-        """Send one row."""
+        """Send one row, unless the step was sent before."""
+        if step <= self._logged.rows.get(stage, -1):
+            return
         values = {f"{stage}/{name}": value for name, value in metrics.items()}
-        self._guard(lambda: self._run.log({**values, f"{stage}/step": step}))
+        self._guard(lambda: self._send({**values, f"{stage}/step": step}))
+        self._logged.rows[stage] = step
 
     def samples(self, rows: list[dict[str, Any]]) -> None:
-        """Send the first samples of a step as a table."""
-        if rows:
-            self._guard(lambda: self._table(rows[:_TABLE_ROWS]))
+        """Send the first samples of a step as a table, unless the step was sent before."""
+        if not rows or rows[0]["step"] <= self._logged.samples.get(rows[0]["stage"], -1):
+            return
+        self._guard(lambda: self._table(rows[:_TABLE_ROWS]))
+        self._logged.samples[rows[0]["stage"]] = rows[0]["step"]
+
+    def conclude(self, facts: dict[str, Any]) -> None:
+        """Put facts of the whole run into its W&B summary."""
+        self._guard(lambda: self._run.summary.update(facts))
+
+    def _send(self, row: dict[str, Any]) -> None:
+        self._run.log(row, step=self._logged.next_step, commit=True)
+        self._logged.next_step += 1
 
     def close(self) -> None:
         """Finish the run; uploads that take too long are left to `wandb sync`."""
@@ -125,6 +153,8 @@ class WandbSink:
     def _start(self, about: WandbRun, run_dir: Path, *, mode: _StartMode) -> None:
         import wandb
 
+        if about.run_id is not None:
+            self._logged = logged_so_far(run_dir, about.run_id)
         run_dir.joinpath("wandb").mkdir(exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", init_timeout=_START_SECONDS, disable_code=True)
         self._calling = mode == "online"
@@ -133,6 +163,9 @@ class WandbSink:
             entity=about.entity,
             name=about.name,
             id=about.run_id,
+            group=about.group,
+            job_type=about.job_type,
+            tags=about.tags,
             resume="allow" if about.run_id else None,
             dir=run_dir,
             mode=mode,
@@ -141,6 +174,8 @@ class WandbSink:
         )
         self._calling = False
         self.run_id = self._run.id
+        self._logged.next_step = max(self._logged.next_step, self._run.step)
+        self.told = _told(self._run, run_dir)
         for stage in ("sft", "reward", "ppo"):
             self._run.define_metric(f"{stage}/step")
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -158,7 +193,7 @@ class WandbSink:
         columns = list(rows[0])
         data = [[row.get(column) for column in columns] for row in rows]
         table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-        self._run.log({f"samples/{rows[0]['stage']}": table, "ppo/step": rows[0]["step"]})
+        self._send({f"samples/{rows[0]['stage']}": table, "ppo/step": rows[0]["step"]})
 
     def _guard(self, act: Callable[[], None]) -> None:
         if self._failed:
@@ -170,6 +205,32 @@ class WandbSink:
             then = "goes on offline" if self._calling else "is left out from here on"
             told = " ".join(str(error).split())
             print(f"rayrlhf: Weights & Biases failed and {then}: {told}", file=sys.stderr, flush=True)
+
+
+def _told(run: Any, run_dir: Path) -> str:
+    if run.disabled:
+        return ""
+    if not run.offline:
+        return f"W&B: run {run.id} at {run.url}."
+    return f"W&B: run {run.id}, offline; to send it: wandb sync {run_dir}/wandb/offline-run-*-{run.id}*"
+
+
+def best_values(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The best held-out values among rows of metrics.jsonl, and the steps they are of."""
+    best: dict[str, float] = {}
+    for row in rows:
+        for name, better in _BEST.items():
+            value, key = row.get(name), f"best/{row['stage']}/{name}"
+            if value is not None and (key not in best or better(value, best[key]) != best[key]):
+                best |= {key: value, f"{key}_step": row["step"]}
+    return best
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}/{name}") if isinstance(value, dict) else {f"{prefix}/{name}": value}
+    return flat
 
 
 def _demand_finished(finishing: threading.Thread) -> None:
@@ -210,7 +271,8 @@ class MetricsWriter:
             keep_until(
                 run_dir / name, last_steps or {}, [(stage, step) for file, stage, step in unsure if file == name]
             )
-        self._metrics = JsonlSink(run_dir / "metrics.jsonl")
+        self._path = run_dir / "metrics.jsonl"
+        self._metrics = JsonlSink(self._path)
         self._samples = JsonlSink(run_dir / "samples.jsonl")
         self._wandb = WandbSink(wandb_run, run_dir)
 
@@ -218,6 +280,11 @@ class MetricsWriter:
     def wandb_run_id(self) -> str | None:
         """The W&B run, to go on with after a restart."""
         return self._wandb.run_id
+
+    @property
+    def wandb_told(self) -> str:
+        """Where the W&B run is, and how to send it; empty where there is none."""
+        return self._wandb.told
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row of declared metrics."""
@@ -230,8 +297,10 @@ class MetricsWriter:
         self._samples.write(rows)
         self._wandb.samples(rows)
 
-    def close(self) -> None:
-        """Finish all files."""
+    def close(self, summary: dict[str, Any] | None = None) -> None:
+        """Finish all files; W&B is told the run's facts and its best values, those before a restart included."""
         self._metrics.close()
         self._samples.close()
+        with open(self._path, "rb") as rows:
+            self._wandb.conclude(best_values(json.loads(row) for row in rows) | _flat(summary or {}, "final"))
         self._wandb.close()

@@ -23,7 +23,13 @@ WORDS = ["red", "blue", "green", "small", "large", "cat", "dog", "house", "tree"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer([" ".join(WORDS)] * 50, vocab_size=300)
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     torch.manual_seed(0)
     make_policy({"model_type": "qwen2", "max_position_embeddings": 64, **shape}, tokenizer, seed=0).save_pretrained(
         directory
