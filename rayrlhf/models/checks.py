@@ -145,7 +145,7 @@ def _check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, 
             tokenizer.decode([rows - 1])
         except Exception as error:  # whatever a tokenizer of other people's code raises
             raise ModelError(
-                f"{origin[0].upper()}{origin[1:]} has {rows} embeddings and its tokenizer knows {largest + 1} ids and "
+                f"{_named(origin)} has {rows} embeddings and its tokenizer knows {largest + 1} ids and "
                 f"cannot decode the others ({reason_of(error)}): cut the embeddings to the tokenizer."
             ) from error
 
@@ -180,10 +180,10 @@ def _check_embeddings(model: PreTrainedModel, path: str, origin: str) -> None:
             with safe_open(file, framework="pt") as tensors:
                 found = tuple(tensors.get_slice(name).get_shape()) if name in tensors.keys() else None  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{origin[0].upper()}{origin[1:]} cannot be loaded: {reason_of(error)}.") from error
+            raise ModelError(f"{_named(origin)} cannot be loaded: {reason_of(error)}.") from error
         if found is not None and found != tuple(embeddings.shape):
             raise ModelError(
-                f"{origin[0].upper()}{origin[1:]} has embeddings {list(found)} and its config.json says "
+                f"{_named(origin)} has embeddings {list(found)} and its config.json says "
                 f"{list(embeddings.shape)} (vocab_size, hidden_size): save both together."
             )
 
@@ -201,12 +201,18 @@ def _check_scalar(
 
 
 def _causal(config: PretrainedConfig, origin: str) -> type[PreTrainedModel]:
-    if getattr(config, "is_decoder", True) is False and "is_decoder" in {f.name for f in dataclasses.fields(config)}:
-        raise ModelError(f"{origin[0].upper()}{origin[1:]} is an encoder ({config.model_type}): a policy is a decoder.")
     try:
-        return causal_class(config)
+        found = causal_class(config)
     except ModelError as error:
-        raise ModelError(f"{origin[0].upper()}{origin[1:]} cannot be a policy: {error}.") from error
+        raise ModelError(f"{_named(origin)} cannot be a policy: {error}") from error
+    if getattr(config, "is_decoder", True) is False and "is_decoder" in {f.name for f in dataclasses.fields(config)}:
+        raise ModelError(f"{_named(origin)} is an encoder ({config.model_type}): a policy is a decoder.")
+    return found
+
+
+def _named(origin: str) -> str:
+    """At the beginning of a sentence."""
+    return origin[0].upper() + origin[1:]
 
 
 def _untouched(kind: type[PreTrainedModel], config: PretrainedConfig, origin: str) -> PreTrainedModel:
@@ -225,7 +231,7 @@ def _untouched(kind: type[PreTrainedModel], config: PretrainedConfig, origin: st
         RuntimeError,
         StrictDataclassError,
     ) as error:
-        raise ModelError(f"{origin[0].upper()}{origin[1:]} cannot be made: {reason_of(error)}.") from error
+        raise ModelError(f"{_named(origin)} cannot be made: {reason_of(error)}.") from error
     return made
 
 
@@ -239,9 +245,7 @@ def _dry_export(model: PreTrainedModel, origin: str, tokenizer: PreTrainedTokeni
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
     except UNLOADABLE as error:
-        raise ModelError(
-            f"{origin[0].upper()}{origin[1:]} could not be written after training: {reason_of(error)}."
-        ) from error
+        raise ModelError(f"{_named(origin)} could not be written after training: {reason_of(error)}.") from error
     finally:
         if not quiet:
             logging.enable_progress_bar()

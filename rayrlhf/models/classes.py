@@ -51,7 +51,9 @@ def unread_by_stock_tools(config: PretrainedConfig, kind: Kind) -> str | None:
 def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """transformers' causal language model of a configuration; ModelError where it has none."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"transformers has no causal language model of the type {config.model_type}")
+        raise ModelError(
+            f"transformers has no causal language model of the type {config.model_type}: choose a decoder."
+        )
     found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return found
 

@@ -448,3 +448,19 @@ def test_factory_starts_the_critic_from_the_reward_model(tmp_path: Path) -> None
     assert largest_difference(parameters(learner._policy.model), parameters(policy_model())) == 0.0
     learner.update(0, hand_made(16, seed=1))
     assert build_ppo(run_config({"advantage": "rloo"}), ranks=ALONE, **dirs)._critic is None
+
+
+def test_a_reward_model_without_an_embedding_for_every_id_of_the_policy_does_not_start_the_critic(
+    tmp_path: Path,
+) -> None:
+    export_model(policy_model(), tokenizer(), tmp_path / "small")
+    reward = make_reward_model(str(tmp_path / "small"), tokenizer(), seed=5)
+    export_model(reward, tokenizer(), tmp_path / "reward_model")
+    padded = policy_model()
+    padded.resize_token_embeddings(len(tokenizer()) + 60)
+    export_model(padded, tokenizer(), tmp_path / "sft")
+    dirs = {"policy_dir": str(tmp_path / "sft"), "reward_model_dir": str(tmp_path / "reward_model")}
+    critic = build_ppo(run_config(), ranks=ALONE, **dirs)._critic
+    assert critic is not None
+    assert critic.model.get_input_embeddings().weight.shape[0] == len(tokenizer()) + 60
+    assert not critic.model.score.weight.any()

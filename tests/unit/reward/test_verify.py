@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reward_lab import WORDS, load, packaged, preferences
+from reward_lab import INIT, WORDS, load, packaged, preferences, tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rayrlhf.data.schema import pair
 from rayrlhf.data.tokenizer import encode_response
 from rayrlhf.errors import ModelError
+from rayrlhf.models.export import export_model
+from rayrlhf.models.load import make_policy
 from rayrlhf.reward.judge import score_preferences
 from rayrlhf.reward.model import ModelTerm
 from rayrlhf.reward.package import stats_of
@@ -197,3 +199,30 @@ def test_a_backend_that_deviates_fails_alone(good: Path) -> None:
 
     found = verify(str(good), {"squashed": squash}, tolerance=1e-4)
     assert [(f.check, f.told.endswith("a sigmoid is applied")) for f in found if not f.passed] == [("squashed", True)]
+
+
+def test_a_model_that_stock_transformers_cannot_read_is_said_to_be_so_and_replayed_by_the_scoring_pool(
+    tmp_path: Path,
+) -> None:
+    export_model(make_policy(INIT | {"model_type": "cohere"}, tokenizer(), seed=1), tokenizer(), tmp_path / "base")
+    directory = packaged(tmp_path / "reward_model", heads=2)
+    found = {finding.check: finding for finding in verify(str(directory), stock_backends(), tolerance=1e-4)}
+    assert "no AutoModelForSequenceClassification for cohere" in found["stock transformers"].told
+    assert found["scoring pool"].deviation is not None
+    assert [finding for finding in found.values() if not finding.passed] == []
+    assert "text-classification pipeline" not in found
+    assert load(directory).members == 2
+
+
+def test_ids_beyond_the_models_embeddings_are_read_as_text(good: Path) -> None:
+    model = load(good)
+    term = ModelTerm(model, combination="mean", penalty=0.0, policy_tokenizer=tokenizer(), standardize=False)
+    ids = np.array([*tokenizer()("the inn has").input_ids, tokenizer().eos_token_id], dtype=np.int32)
+    unknown = np.insert(ids, 2, model.vocabulary + 7)
+    scores = [
+        term.score(
+            [ScoreRequest(name="s", prompt="", response="the inn has", token_ids=own, finished=True, reference=None)]
+        )
+        for own in (ids, unknown)
+    ]
+    assert scores[0][0].value == pytest.approx(scores[1][0].value, abs=1e-6)
