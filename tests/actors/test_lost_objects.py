@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import ObjectLostError
 
 from rayrlhf.actors.calls import MOST_LOSSES, LostObjectError, repeated_when_lost, resolve
 from rayrlhf.actors.placement import spawn
@@ -48,7 +50,12 @@ def lost_object() -> Any:
     owner = Owner.remote()
     (ref,) = ray.get(owner.put.remote())
     ray.kill(owner)
-    return ref
+    while True:
+        try:
+            ray.get(ref, timeout=60)
+        except ObjectLostError:
+            return ref
+        time.sleep(0.1)
 
 
 def make_pool(options: dict[str, Any], told: list[str], size: int = 1) -> ReplicaPool:
@@ -70,7 +77,9 @@ def make_pool(options: dict[str, Any], told: list[str], size: int = 1) -> Replic
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     store = 100 * 2**20
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": store})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": store, "resources": {"reading": 1}}
+    )
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -125,7 +134,7 @@ async def test_a_node_dies_with_its_values_and_its_worker(cluster: Cluster) -> N
     store = 100 * 2**20
     dying = cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 1})
     told: list[str] = []
-    makers, reader = make_pool({"resources": {"making": 1}}, told), make_pool({}, [])
+    makers, reader = make_pool({"resources": {"making": 1}}, told), make_pool({"resources": {"reading": 1}}, [])
     await makers.start()
     await reader.start()
     lost, node = await makers.call("make", 300_000)

@@ -12,10 +12,11 @@ from test_failures import start_and_kill
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LOSING = """
-import sys
+import sys, time
 from dataclasses import replace
 import numpy as np
 import ray
+from ray.exceptions import ObjectLostError
 from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.actors.rollout import RolloutPool
@@ -33,7 +34,12 @@ def lost_object():
     owner = Owner.remote()
     (ref,) = ray.get(owner.put.remote())
     ray.kill(owner)
-    return ref
+    while True:
+        try:
+            ray.get(ref, timeout=60)
+        except ObjectLostError:
+            return ref
+        time.sleep(0.1)
 
 def losing(kind, method, calls, *, given=None, answered=None):
     original, count = getattr(kind, method), 0
