@@ -31,3 +31,7 @@ def test_a_validation_error_speaks_through_its_first_fault() -> None:
     with pytest.raises(ValidationError) as caught:
         Model(length=7)
     assert first_sentence(caught.value) == "a length of 7 does not fit."
+
+
+def test_a_missing_key_is_said_to_be_missing() -> None:
+    assert first_sentence(KeyError("layers.1.mlp.gate.bias")) == "It knows no 'layers.1.mlp.gate.bias'."
