@@ -161,6 +161,17 @@ def shake(model: torch.nn.Module, deviation: float, *, seed: int) -> None:
         parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
 
 
+def learner_policy(directory: Path) -> Any:
+    """The policy as a learner loads it, kept out of the hands of vLLM.
+
+    Where vLLM runs transformers' own classes it decorates them, here in the process of the learner too.
+    """
+    model = load_policy(str(directory))
+    for module in model.modules():
+        module.do_not_compile = True  # type: ignore[assignment]
+    return model
+
+
 @torch.no_grad()
 def learner_logprobs(model: Any, rows: list[Trajectory]) -> list[np.ndarray]:
     sequences = [np.concatenate([row.prompt_ids, row.response_ids]) for row in rows]
@@ -187,7 +198,7 @@ def compare(model_type: str) -> Row:
 
 def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch]) -> None:
     tiny_policy(directory, model_type)
-    model = load_policy(str(directory))
+    model = learner_policy(directory)
     names = CheckpointNames(model, dtype=torch.float32)
     engine = RolloutEngine(
         str(directory),
@@ -207,7 +218,7 @@ def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch]) -> Non
     ]
     rows = engine.generate(requests)
     seen["before"] = mismatch_quantiles([r.rollout_logprobs for r in rows], learner_logprobs(model, rows))
-    old = load_policy(str(directory))
+    old = learner_policy(directory)
     shake(model, 0.05, seed=1)
     plan = plan_buckets(names.tensors, bucket_bytes=1_000_000)
     manifest, buckets = pack_buckets(plan, names.published(model), version=1)
