@@ -90,6 +90,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3_text": {"query_pre_attn_scalar": 32},
     "mamba2": {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1},
+    "glm4_moe": {"head_dim": 32},
     "deepseek_v3": {"topk_method": "noaux_tc"},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "gptj": {"rotary_dim": 32},
