@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -52,7 +53,8 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
         self._tied = _tied_parameters(self.model)
         if self.device.type == "cpu":
             _forget_packed_experts(self.model)
-        initialize_layerwise_reload(self.model)
+        with set_current_vllm_config(self.vllm_config):
+            initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load every tensor of the version; WeightSyncError when one is corrupted, missing or unknown to the model."""
@@ -60,7 +62,9 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
         tensors = WeightUpdate(manifest.version, expected=(slot.name for slot in manifest.slots))
         weights = tensors.watch(unpack(manifest, update_info.buckets))
         try:
-            loaded = self.model.load_weights(weights)
+            # Models without a class of vLLM's own make operators while they load, and these read the configuration.
+            with set_current_vllm_config(self.vllm_config):
+                loaded = self.model.load_weights(weights)
         except WeightSyncError:
             raise
         except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
@@ -77,11 +81,12 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
 
     def finish_weight_update(self) -> None:
         """Bring the layers back into service."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        for layer in self._tied.values():
-            # The layerwise reload updates a tied head's weight through the embedding it shares it with, but on CPU the
-            # head multiplies with a packed copy made when it was processed last.
-            layer.quant_method.process_weights_after_loading(layer)
+        with set_current_vllm_config(self.vllm_config):
+            finalize_layerwise_reload(self.model, self.model_config)
+            for layer in self._tied.values():
+                # The layerwise reload updates a tied head's weight through the embedding it shares it with, but on CPU
+                # the head multiplies with a packed copy made when it was processed last.
+                layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""

@@ -7,6 +7,8 @@ from rayrlhf.errors import in_one_line
 
 def reason_of(error: Exception) -> str:
     """The whole reason of an error, in one line, with one full stop; of a pydantic report its first finding."""
+    if isinstance(error, KeyError):
+        return f"It knows no {error}."
     if isinstance(error, ValidationError):
         error = ValueError(error.errors()[0]["msg"].removeprefix("Value error, "))
     return f"{in_one_line(error)}."

@@ -36,6 +36,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_positions": 64,
         "initializer_range": 0.2,
     },
+    # Experts, which are fused in memory and not on disk.
+    "mixtral": _LLAMA_LIKE | {"model_type": "mixtral"},
     # Logits that are more than the output of the head.
     "gemma2": _LLAMA_LIKE | {"model_type": "gemma2", "head_dim": 32, "final_logit_softcapping": 2.0},
     "granite": _LLAMA_LIKE | {"model_type": "granite", "logits_scaling": 4.0},

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from models_lab import batch_of, policy_model, sequences, tokenizer
 from torch import Tensor
 
+from rayrlhf.models.checkpoint_names import CheckpointNames
 from rayrlhf.models.export import export_model
 from rayrlhf.models.forward import policy_forward, sequence_scores, token_values
 from rayrlhf.models.load import load_critic, load_reward_model
@@ -130,6 +131,16 @@ def loss_of(case: str, model: Any, batch: MicroBatch) -> Tensor:
     return -(outputs.logprobs + 0.1 * outputs.entropy).sum()
 
 
+def published_experts(world: int) -> dict[str, Tensor]:
+    """A mixture of experts as it is published after a pass that leaves parameters gathered."""
+    model = policy_model("mixtral", num_local_experts=4)
+    names = CheckpointNames(model, dtype=torch.float32)
+    sharded: Any = shard(model, world=world, device=CPU)
+    with torch.no_grad():
+        loss_of("mixtral", sharded, batch_of(sequences([5])))
+    return copied(dict(names.published(sharded)))
+
+
 if __name__ == "__main__":
     rank, world, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=world)
@@ -137,4 +148,7 @@ if __name__ == "__main__":
         outcome = run(case, rank, world, directory)
         if rank == 0:
             torch.save(outcome, directory / f"{case}-{world}.pt")
+    experts = published_experts(world)
+    if rank == 0:
+        torch.save(experts, directory / f"experts-{world}.pt")
     dist.destroy_process_group()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import shard_process
 import torch
-from models_lab import reward_dir
+from models_lab import policy_model, reward_dir
+from safetensors.torch import load_file
 from shard_process import CASES, MAX_NORM
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -119,6 +120,16 @@ def test_tied_weights_stay_tied_over_ranks(directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory / "export-qwen2-tied-2")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     torch.testing.assert_close(model.lm_head.weight.detach(), two["parameters"]["model.embed_tokens.weight"])
+
+
+@pytest.mark.slow
+def test_experts_are_published_from_shards_as_they_are_saved_whole(directory: Path, tmp_path: Path) -> None:
+    policy_model("mixtral", num_local_experts=4).save_pretrained(tmp_path)
+    disk = load_file(tmp_path / "model.safetensors")
+    published = torch.load(directory / "experts-2.pt", weights_only=True)
+    assert "model.layers.0.block_sparse_moe.experts.0.w1.weight" in published
+    assert published.keys() == disk.keys()
+    assert all(torch.equal(published[name], tensor) for name, tensor in disk.items())
 
 
 def test_clipping_scales_to_the_largest_norm_and_returns_the_norm_before() -> None:

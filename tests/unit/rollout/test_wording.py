@@ -34,3 +34,7 @@ def test_a_validation_error_speaks_through_its_first_fault() -> None:
     with pytest.raises(ValidationError) as caught:
         Model(length=7)
     assert reason_of(caught.value) == "a length of 7 does not fit. Take less."
+
+
+def test_a_missing_key_is_said_to_be_missing() -> None:
+    assert reason_of(KeyError("layers.1.mlp.gate.bias")) == "It knows no 'layers.1.mlp.gate.bias'."
