@@ -227,7 +227,7 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if device == "cpu" else None,
             use_tqdm_on_load=False,
         )
-    except (ValueError, OSError, RuntimeError, AssertionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(
             f"vLLM does not start on the policy in {model_dir} with model.max_length={max_length} and "
             f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {reason_of(error)}"
