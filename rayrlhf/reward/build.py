@@ -51,7 +51,6 @@ def _weighted(
             device=device,
             dtype=config.scoring.dtype,
             micro_batch_tokens=config.scoring.micro_batch_tokens,
-            special=config.data.special_tokens_in_text,
         )
         built = ModelTerm(
             model,

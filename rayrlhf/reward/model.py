@@ -22,7 +22,7 @@ from rayrlhf.models.export import HEADS_FILE
 from rayrlhf.models.forward import sequence_scores
 from rayrlhf.models.heads import scalar_head
 from rayrlhf.models.load import load_reward_model
-from rayrlhf.reward.stats import load_stats
+from rayrlhf.reward.stats import STATS_FILE, load_stats
 from rayrlhf.reward.terms import ScoreRequest, TermScore
 from rayrlhf.types import MicroBatch
 
@@ -40,10 +40,11 @@ class RewardModel:
         device: str,
         dtype: str,
         micro_batch_tokens: int,
-        special: SpecialTokensInText = "split",
+        special: SpecialTokensInText | None = None,
     ) -> None:
+        """`special`: how control strings in people's text are read; by default as when the model was trained."""
         self.directory = directory
-        self._special = special
+        self.special = special or _special_of(directory)
         self.tokenizer = load_tokenizer(directory)
         self._device = resolve_device("cuda" if device == "cuda" else "cpu")
         self._dtype = resolve_dtype(dtype, self._device)
@@ -62,12 +63,12 @@ class RewardModel:
 
     def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
         """The tokens this model reads for a prompt and a response; one that was cut has no end token."""
-        head, (body,) = encode_exchange(self.tokenizer, prompt, [response], special=self._special)
+        head, (body,) = encode_exchange(self.tokenizer, prompt, [response], special=self.special)
         return np.concatenate([head, body if finished else body[:-1]])
 
     def prompt_length(self, prompt: PromptText) -> int:
         """Tokens that this model reads before a response to the prompt."""
-        return len(encode_prompt(self.tokenizer, prompt, special=self._special)) if prompt else 0
+        return len(encode_prompt(self.tokenizer, prompt, special=self.special)) if prompt else 0
 
     def score(self, sequences: Sequence[np.ndarray]) -> Float[np.ndarray, "n members"]:
         """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length."""
@@ -163,6 +164,11 @@ def _use_heads(model: Any, heads: Tensor) -> None:
         many.weight.copy_(heads)
     name = next(name for name, module in model.named_modules() if module is mean)
     setattr(model, name, many)
+
+
+def _special_of(directory: str) -> SpecialTokensInText:
+    """A model without a sidecar, of another's making, is given text without control tokens."""
+    return load_stats(directory).special_tokens_in_text if Path(directory, STATS_FILE).exists() else "split"
 
 
 def _member_directories(directory: str) -> list[str]:

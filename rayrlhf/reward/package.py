@@ -47,6 +47,7 @@ def stats_of(model: RewardModel, scored: ScoredPreferences, *, max_length: int) 
         max_length=max_length,
         template=template_digest(model.tokenizer),
         probes=_probes(model, scored.sequences, max_length=max_length),
+        special_tokens_in_text=model.special,
     )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination, combine, standardized
+from rayrlhf.config.data import SpecialTokensInText
 from rayrlhf.errors import ModelError
 
 STATS_FILE = "reward_stats.json"
@@ -50,6 +51,8 @@ class RewardStats:
     template: str
     """Digest of the chat template and the special tokens that a score depends on."""
     probes: list[Probe]
+    special_tokens_in_text: SpecialTokensInText = "split"
+    """How control strings in people's text were read when it was trained, and are read when it scores."""
 
     def combined(
         self, raw: Float[np.ndarray, "n members"], how: Combination, *, penalty: float

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 SUMMARIZE = QUICKSTART.with_name("summarize_rouge.yaml")
 FUNCTIONS = """
+import ctypes
 import pathlib
 import zlib
 
@@ -29,6 +30,10 @@ def mostly(prompt, response, reference):
 
 def never(prompt, response, reference):
     return None
+
+
+def crash(prompt, response, reference):
+    ctypes.string_at(0)
 """
 
 
@@ -124,14 +129,19 @@ def test_summaries_are_rewarded_by_rouge_against_their_references(tmp_path: Path
     assert not heldout & {row["prompt"] for row in scored if row["stage"] == "ppo"}
 
 
-def test_scores_that_cannot_be_had_stop_the_run_with_the_cause(ppo_only: list[str], functions: Path) -> None:
-    never = 'ppo.rewards=[{kind: function, target: "judges:never"}]'
-    done = rayrlhf("run", str(QUICKSTART), *ppo_only, never, f"output_dir={functions}", "name=never")
+@pytest.mark.parametrize(
+    ("name", "cause"), [("never", "gave no score"), ("crash", "ended its process by SIGSEGV (a segmentation fault)")]
+)
+def test_scores_that_cannot_be_had_stop_the_run_with_the_cause(
+    ppo_only: list[str], functions: Path, name: str, cause: str
+) -> None:
+    reward = f'ppo.rewards=[{{kind: function, target: "judges:{name}"}}]'
+    done = rayrlhf("run", str(QUICKSTART), *ppo_only, reward, f"output_dir={functions}", f"name={name}")
     assert done.returncode == 1
     told = done.stderr.strip().splitlines()[-1]
     assert "have no score" in told
-    assert "judges:never gave no score" in told
-    assert "judges:never" in json.loads((functions / "never" / "failure.json").read_text())["message"]
+    assert f"judges:{name} {cause}" in told
+    assert f"judges:{name}" in json.loads((functions / name / "failure.json").read_text())["message"]
 
 
 def test_the_guard_stops_and_restores_the_best_policy(ppo_only: list[str], trained: Path, tmp_path: Path) -> None:

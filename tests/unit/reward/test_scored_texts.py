@@ -20,6 +20,7 @@ from rayrlhf.models.load import make_policy, make_reward_model
 from rayrlhf.reward.http import HttpTerm
 from rayrlhf.reward.model import ModelTerm, RewardModel
 from rayrlhf.reward.scorer import TrajectoryScorer, WeightedTerm
+from rayrlhf.reward.stats import RewardStats, Scale
 from rayrlhf.reward.terms import ScoreRequest, TermScore
 from rayrlhf.types import SampleId, Trajectory, VersionSpan
 
@@ -118,6 +119,29 @@ def test_a_reward_model_with_another_tokenizer_reads_the_words_apart(tmp_path: P
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float32)
     with torch.no_grad():
         assert scored.score == pytest.approx(float(stock(torch.tensor([ids])).logits[0, 0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("special", ["split", "encode"])
+def test_a_reward_model_reads_control_strings_as_it_was_trained_to(tmp_path: Path, special: Any) -> None:
+    own = byte_level()
+    export_model(make_policy(INIT, own, seed=1), own, tmp_path / "base")
+    export_model(make_reward_model(str(tmp_path / "base"), own, seed=2), own, tmp_path / "reward")
+    assert (
+        RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64).special == "split"
+    )
+    scale = Scale(mean=0.0, std=1.0, length_slope=0.0)
+    RewardStats(
+        scale=scale,
+        members=[scale],
+        temperature=1.0,
+        max_length=64,
+        template="",
+        probes=[],
+        special_tokens_in_text=special,
+    ).save(tmp_path / "reward")
+    model = RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64)
+    ids = model.encode("two", " four <answer>").tolist()
+    assert (own.convert_tokens_to_ids("<answer>") in ids) == (special == "encode")
 
 
 def test_evaluations_are_judged_and_training_is_not_whatever_comes_together(tmp_path: Path) -> None:
