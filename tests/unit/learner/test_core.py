@@ -101,6 +101,33 @@ def test_state_round_trip_continues_exactly() -> None:
     assert largest_difference(parameters(straight.model), parameters(fresh.model)) == 0.0
 
 
+def test_a_loaded_state_brings_moments_and_no_settings() -> None:
+    """A second step under other settings, against AdamW in float64 that goes on from the first step's moments."""
+    before = trainable(lr=1.0e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1.0e-8, max_grad_norm=0.5)
+    started = {name: p.detach().double().clone() for name, p in before.model.named_parameters()}
+    before.backward(squares(before.model))
+    before.step()
+    after = trainable(lr=3.0e-3, weight_decay=0.2, betas=[0.5, 0.6], eps=1.0e-4, max_grad_norm=0.25)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    expected = {name: p.detach().double().clone() for name, p in after.model.named_parameters()}
+    after.backward(squares(after.model))
+    assert after.step().lr == 3.0e-3
+
+    def clipped(values: dict[str, torch.Tensor], limit: float) -> dict[str, torch.Tensor]:
+        norm = math.sqrt(sum(float((2 * p).square().sum()) for p in values.values()))
+        return {name: 2 * p * limit / norm for name, p in values.items()}
+
+    first, second = clipped(started, 0.5), clipped(expected, 0.25)
+    for name, p in expected.items():
+        mean = 0.5 * 0.1 * first[name] + 0.5 * second[name]
+        square = 0.6 * 0.05 * first[name].square() + 0.4 * second[name].square()
+        update = mean / (1 - 0.5**2) / ((square / (1 - 0.6**2)).sqrt() + 1e-4)
+        decay = 1 - 3e-3 * 0.2 if p.ndim >= 2 else 1.0
+        expected[name] = decay * p - 3e-3 * update
+    found = {name: p.detach().double() for name, p in after.model.named_parameters()}
+    assert largest_difference(found, expected) < 1e-6
+
+
 def test_bad_steps_in_a_row_are_counted_across_a_checkpoint() -> None:
     core, resumed = trainable(max_nonfinite_steps=2), trainable(max_nonfinite_steps=2)
     core.backward(math.nan * squares(core.model))

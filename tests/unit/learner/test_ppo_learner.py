@@ -379,6 +379,53 @@ def test_resumed_run_equals_straight_run(kind: str, tmp_path: Path) -> None:
     assert largest_difference(state_of(straight), state_of(resumed)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("saved", "loaded", "coefs"),
+    [
+        ({"coef": 0.05}, {"coef": 5.0}, (0.05, 5.0, 10.0)),
+        ({"coef": 0.05, "controller": "adaptive"}, {"coef": 0.5, "controller": "adaptive"}, (0.049, 0.49, 0.98)),
+        ({"coef": 0.05, "controller": "adaptive"}, {"coef": 0.5}, (0.049, 0.5, 1.0)),
+    ],
+)
+def test_a_resumed_learner_pulls_as_it_is_configured(
+    saved: dict[str, Any], loaded: dict[str, Any], coefs: tuple[float, float, float], tmp_path: Path
+) -> None:
+    """What the controller and the guard did are factors of the configured coefficient, which the checkpoint has not."""
+    adapting = {"target": 1.0e3, "horizon": 160}  # far below the target: 1 - 0.2 * 16 / 160 = 0.98 an update
+    first = ppo_learner({"kl": adapting | saved})
+    first.update(0, hand_made(16, seed=0))
+    first.save(str(tmp_path))
+    resumed = ppo_learner({"kl": adapting | loaded})
+    resumed.load(str(tmp_path))
+    before, expected, raised = coefs
+    assert first._kl_coef == pytest.approx(before)
+    assert resumed.update(1, hand_made(16, seed=1, version=1))["kl/coef"] == pytest.approx(expected)
+    guarded = ppo_learner({"kl": adapting | loaded})
+    guarded.load(str(tmp_path))
+    guarded.scale_kl(2.0)
+    guarded.save(str(tmp_path / "guarded"))
+    again = ppo_learner({"kl": adapting | loaded})
+    again.load(str(tmp_path / "guarded"))
+    assert again._kl_coef == pytest.approx(raised)
+
+
+@pytest.mark.parametrize("changed", [{"clip_low": 0.01, "clip_high": 0.01}, {"optim": {"lr": 7.0e-3}}, {"lam": 0.1}])
+def test_a_resumed_learner_updates_as_it_is_configured(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Loaded under other settings it does what a learner that had them all along would do from the same state."""
+    first = ppo_learner()
+    first.update(0, hand_made(16, seed=0))
+    first.save(str(tmp_path))
+    same, other = ppo_learner(), ppo_learner(changed)
+    for learner in (same, other):
+        learner.load(str(tmp_path))
+    batch = hand_made(16, seed=1, version=1)
+    same.update(1, batch)
+    metrics = other.update(1, batch)
+    assert largest_difference(state_of(same), state_of(other)) > 0
+    if "optim" in changed:
+        assert metrics["optim/lr"] == 7.0e-3
+
+
 def test_checkpoint_of_other_models_is_refused(tmp_path: Path) -> None:
     ppo_learner().save(str(tmp_path))
     with pytest.raises(CheckpointError, match="other models"):

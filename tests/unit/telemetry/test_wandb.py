@@ -11,6 +11,7 @@ from wandb.proto import wandb_internal_pb2
 
 from rayrlhf.telemetry import sinks
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
+from rayrlhf.telemetry.wandb_history import logged_so_far
 
 BLOCK = 32 * 1024
 
@@ -209,3 +210,91 @@ def test_without_credentials_auto_is_offline(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [row["ppo/reward/score"] for row in history(run_dir)] == [0.5]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
+from rayrlhf.telemetry.wandb_history import logged_so_far
+run = WandbRun(mode="offline", project="p", entity=None, name="n", config={}, run_id="abcd1234")
+writer = MetricsWriter(Path(sys.argv[1]), run)
+for step in range(4):
+    writer.log("ppo", step, {"eval/score": 1.0 - 0.1 * step})
+    writer.samples([{"stage": "ppo", "step": step, "response": "hi", "score": 1.0}])
+deadline = time.monotonic() + 40
+while logged_so_far(Path(sys.argv[1]), "abcd1234").rows.get("ppo", -1) < 3 and time.monotonic() < deadline:
+    time.sleep(0.2)  # W&B's own process writes what it was handed every few seconds
+writer.log("ppo", 4, {"eval/score": 0.6})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_goes_on_in_one_history(tmp_path):
+    """_step rises over both processes, and a step that is trained again is not logged again."""
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, timeout=60, check=False)
+    held = logged_so_far(tmp_path, "abcd1234")
+    assert held.rows["ppo"] in (3, 4)
+    writer = MetricsWriter(tmp_path, about(run_id="abcd1234"), last_steps={"ppo": 1})
+    for step in range(2, 7):
+        writer.log("ppo", step, {"eval/score": 2.0 + step})
+        writer.samples([{"stage": "ppo", "step": step, "response": "hi", "score": 1.0}])
+    writer.close({"wall_seconds": 3.0, "stages": {"ppo": {"updates": 6, "restarts": {"rollout": 1}}}})
+
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-abcd1234.wandb"))
+    assert len(files) == 2
+    found = [record for path in files for record in records(path) if record.WhichOneof("record_type") == "history"]
+    internal = [record.history.step.num for record in found]
+    assert internal == sorted(set(internal))
+    keys = [
+        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in found
+    ]
+    metrics = [(row["ppo/step"], row["ppo/eval/score"]) for row in keys if "ppo/eval/score" in row]
+    assert [step for step, _ in metrics] == list(range(7))
+    assert dict(metrics)[3] == pytest.approx(0.7)
+    tables = [row["ppo/step"] for row in keys if any(key.startswith("samples/") for key in row)]
+    assert tables == sorted(set(tables))
+    assert [row["eval/score"] for row in jsonl(tmp_path)] == [1.0, 0.9, 4.0, 5.0, 6.0, 7.0, 8.0]
+    summary = {}
+    for record in records(files[-1]):
+        if record.WhichOneof("record_type") == "summary":
+            summary |= {".".join(u.nested_key) or u.key: json.loads(u.value_json) for u in record.summary.update}
+    assert (summary["best/ppo/eval/score"], summary["best/ppo/eval/score_step"]) == (8.0, 6)
+    assert (summary["final/stages/ppo/restarts/rollout"], summary["final/wall_seconds"]) == (1, 3.0)
+
+
+def test_a_torn_file_counts_up_to_the_tear(tmp_path):
+    writer = write_run(tmp_path, about(run_id="torn0001"))
+    whole = logged_so_far(tmp_path, writer.wandb_run_id)
+    assert (whole.rows, whole.samples) == ({"sft": 3, "ppo": 1}, {"ppo": 1, "eval": 1})
+    path = only_file(tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert logged_so_far(tmp_path, "torn0001").next_step <= whole.next_step
+
+
+def test_the_run_says_where_it_is_and_what_it_belongs_to(tmp_path):
+    writer = MetricsWriter(tmp_path, about(run_id="told0001", group="lab", job_type="sft-ppo", tags=["one", "two"]))
+    assert writer.wandb_told.startswith("W&B: run told0001, offline; to send it: wandb sync ")
+    assert list(tmp_path.glob("wandb/offline-run-*-told0001*"))
+    writer.close()
+    run = next(record.run for record in records(only_file(tmp_path)) if record.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.run_group, run.job_type, list(run.tags)) == ("told0001", "lab", "sft-ppo", ["one", "two"])
+    silent = MetricsWriter(tmp_path / "silent", about(mode="disabled"))
+    assert silent.wandb_told == ""
+    silent.close()
+
+
+def test_best_values_know_what_better_means():
+    rows = [
+        {"stage": "reward", "step": 1, "eval/loss": 0.5, "eval/accuracy": 0.7},
+        {"stage": "reward", "step": 2, "eval/loss": 0.4, "eval/accuracy": 0.6},
+        {"stage": "ppo", "step": 0, "eval/gold": 0.5},
+        {"stage": "ppo", "step": 9, "eval/gold": None, "reward/score": 3.0},
+    ]
+    best = sinks.best_values(rows)
+    assert (best["best/reward/eval/loss"], best["best/reward/eval/loss_step"]) == (0.4, 2)
+    assert (best["best/reward/eval/accuracy"], best["best/reward/eval/accuracy_step"]) == (0.7, 1)
+    assert best["best/ppo/eval/gold"] == 0.5
+    assert len(best) == 6
