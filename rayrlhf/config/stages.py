@@ -56,7 +56,8 @@ class KLConfig(Node):
     coef: float = Field(default=0.05, ge=0.0)
     controller: Literal["fixed", "adaptive"] = "fixed"
     target: float = Field(default=6.0, gt=0.0)
-    """adaptive: the wanted KL per response, in nats."""
+    """adaptive: the wanted KL per response, in nats. The coefficient follows kl/reference, and kl/behaviour where a batch is
+    too old to tell it."""
     horizon: int = Field(default=10_000, ge=1)
     """adaptive: samples over which the coefficient may double."""
 

@@ -219,7 +219,8 @@ def _by_kl(record: RunRecord, what: str, colour: str, spread: tuple[float, float
     label = f"score: {record.words.judge}" if what == "score" else "gold: true reward"
     mean, deviation = spread
     curves = []
-    training = record.columns("ppo", "kl/reference", f"reward/{what}")
+    # The batch's scores are those of the policies that drew it, and so is this distance.
+    training = record.columns("ppo", "kl/behaviour", f"reward/{what}")
     if len(training):
         x, y = np.maximum(training[:, 0], 0.0), (training[:, 1] - mean) / deviation
         curves.append(Curve(label, colour, x, y, "noisy"))
@@ -246,7 +247,7 @@ def _over_updates(record: RunRecord) -> Drawn | None:
         )
         if not record.gold_is_score
         else None,
-        _panel(record, "ppo", "KL, nats", ("kl/reference", "training", VIOLET), held_out="eval/kl"),
+        _panel(record, "ppo", "KL, nats", ("kl/behaviour", "training", VIOLET), held_out="eval/kl"),
     ]
     present = [panel for panel in panels if panel is not None]
     if not present:

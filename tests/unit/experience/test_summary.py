@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from rayrlhf.experience.summary import distinct_n, evaluation_metrics, repeated_share, response_kl, sample_rows
+from rayrlhf.telemetry.metrics import check_names
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory, VersionSpan
 
 
@@ -44,3 +47,19 @@ def test_rows_carry_the_oldest_version_and_the_texts() -> None:
 def test_repetition_counts_other_prompts_only() -> None:
     assert repeated_share([("a", "x"), ("a", "x"), ("b", "x"), ("c", "y")]) == 0.25
     assert distinct_n(["one"], 2) == 0.0
+
+
+def test_the_pass_rate_of_an_evaluation_has_its_number_and_its_interval() -> None:
+    """81 of 263: Newcombe 1998, table I, method 3."""
+    items = [scored("x" * i, "y", score=float(i < 81), gold=None) for i in range(263)]
+    metrics = evaluation_metrics(items)
+    check_names(metrics)
+    assert metrics["eval/pass_rate"] == pytest.approx(81 / 263)
+    assert metrics["eval/pass_n"] == 263.0
+    assert (metrics["eval/pass_rate_low"], metrics["eval/pass_rate_high"]) == pytest.approx((0.2553, 0.3662), abs=5e-4)
+
+
+def test_scores_that_are_no_verdicts_have_no_pass_rate() -> None:
+    assert "eval/pass_rate" not in evaluation_metrics([scored("a", "x", score=0.5, gold=None)])
+    weighted = dataclasses.replace(scored("a", "x", score=0.5, gold=None), terms={"verify": 1.0})
+    assert evaluation_metrics([weighted])["eval/pass_rate"] == 1.0

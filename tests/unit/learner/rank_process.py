@@ -81,6 +81,21 @@ def ppo(ranks: Ranks, directory: Path) -> dict[str, Any]:
     }
 
 
+def estimators(ranks: Ranks, directory: Path) -> dict[str, Any]:
+    """One update by each estimator with each aggregation of the loss."""
+    outcome: dict[str, Any] = {}
+    for kind in ("gae", "rloo", "grpo", "reinforce"):
+        for aggregation in ("token", "sequence"):
+            options = {"advantage": kind, "loss_aggregation": aggregation, "optim": STEADY, "critic_optim": STEADY}
+            learner = ppo_learner(options | {"micro_batch_tokens": 40}, ranks=ranks)
+            metrics = learner.update(0, hand_made(16, seed=1, truncated=[3]))
+            changed = parameters(learner._policy.model)
+            if learner._critic is not None:
+                changed |= _named("critic", parameters(learner._critic.model))
+            outcome[f"{kind} {aggregation}"] = {"parameters": changed, "metrics": metrics}
+    return outcome
+
+
 def poisoned(ranks: Ranks, directory: Path) -> dict[str, Any]:
     """A gradient that is not finite on the last rank alone."""
     learner = ppo_learner({"advantage": "reinforce", "epochs": 1, "minibatches": 1}, ranks=ranks)
@@ -104,6 +119,7 @@ CASES: dict[str, Callable[[Ranks, Path], dict[str, Any]]] = {
     "sft": lambda ranks, directory: supervised("sft", ranks, directory),
     "reward": lambda ranks, directory: supervised("reward", ranks, directory),
     "ppo": ppo,
+    "estimators": estimators,
     "poisoned": poisoned,
 }
 

@@ -288,7 +288,7 @@ def test_a_weighted_verifier_is_still_one() -> None:
     assert pass_figures(two, k=2) == {}
 
 
-def test_f5_a_solved_prompt_is_not_pushed_down() -> None:
+def test_a_solved_prompt_is_not_pushed_down() -> None:
     """Prompt 0 is solved four times; prompt 1 once, by the longest answer."""
     lengths, scores = [4, 4, 4, 4, 8, 2, 2, 2], [1.0] * 4 + [1.0, 0.0, 0.0, 0.0]
     samples = rows(lengths, scores, per_prompt=4)
@@ -298,7 +298,7 @@ def test_f5_a_solved_prompt_is_not_pushed_down() -> None:
         assert per_response(found, samples) == pytest.approx([0.0] * 4 + others, abs=1e-5)
 
 
-def test_f6_kl_in_the_reward_stays_outside_of_the_group_deviation() -> None:
+def test_kl_in_the_reward_stays_outside_of_the_group_deviation() -> None:
     """Equal scores leave the pull of the KL at its own size, and scores keep theirs where the KL is equal."""
     kl = [0.2, 0.4, 0.6, 0.1, 0.3, 0.3, 0.3, 0.3]
     samples = rows([1] * 8, [1.0] * 5 + [0.0] * 3, per_prompt=4, kl=kl)

@@ -18,7 +18,7 @@ ENVIRONMENT = os.environ | {
     "GLOO_SOCKET_IFNAME": "lo",
     "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[2])]),
 }
-ALL = "sft,reward,ppo,poisoned"
+ALL = "sft,reward,ppo,estimators,poisoned"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
@@ -67,6 +67,14 @@ def test_two_ranks_make_the_same_parameters(directory: Path, case: str) -> None:
     one, two = outcomes(directory, case)
     assert largest_difference(one["parameters"], two["parameters"]) < 5e-6
     assert one["tokens"] == two["tokens"]
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize("kind", ["gae", "rloo", "grpo", "reinforce"])
+def test_every_estimator_is_the_same_on_two_ranks(directory: Path, kind: str, aggregation: str) -> None:
+    one, two = (outcome[f"{kind} {aggregation}"] for outcome in outcomes(directory, "estimators"))
+    assert largest_difference(one["parameters"], two["parameters"]) < 5e-6
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3, abs=2e-5)
 
 
 @pytest.mark.parametrize("case", ["sft", "reward", "ppo"])

@@ -44,7 +44,7 @@ def write_ppo(run_dir, path, *, samples=True, **texts):
     for step in range(path[-1][0] + 1):
         metrics = {}
         if step:
-            metrics = {"reward/score": step / 10, "kl/reference": step / 5, "policy/entropy": 1.0, "mismatch/p99": 1e-5}
+            metrics = {"reward/score": step / 10, "kl/behaviour": step / 5, "policy/entropy": 1.0, "mismatch/p99": 1e-5}
             metrics |= {"time/step": 3.0, "time/rollout": 1.0, "time/learner": 1.5, "mismatch/p50": 0.0}
             metrics |= {"ledger/trained": 128.0 * step, "ledger/lost": 0.0, "critic/explained_variance": float("nan")}
         if step in evaluated:
