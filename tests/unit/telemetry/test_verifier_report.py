@@ -45,7 +45,7 @@ def write_run(run_dir: Path, rates: list[float], *, config: str = GRPO, gold: bo
         metrics |= {"eval/gold": rate} if gold else {}
         if step:
             metrics |= {"reward/score": rate, "reward/pass_rate": rate, "reward/pass_at_k": min(1.0, rate + 0.2)}
-            metrics |= {"reward/groups_equal": rate / 2, "reward/group_std": 0.4, "kl/reference": float(number)}
+            metrics |= {"reward/groups_equal": rate / 2, "reward/group_std": 0.4, "kl/behaviour": float(number)}
         writer.log("ppo", step, metrics)
     writer.close()
 
