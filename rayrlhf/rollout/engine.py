@@ -23,6 +23,8 @@ TRANSFER_BACKEND = "object_store"
 TEMPERATURES = (0.01, 2.0)
 """What vLLM samples at; it would raise a lower temperature in silence, and engine and learner would part."""
 SHUT_DOWN = "it was shut down"
+_VLLM_ERRORS = (ValueError, OSError, RuntimeError, AttributeError, KeyError, TypeError, AssertionError)
+"""What vLLM raises; the last four where it reads an architecture otherwise than transformers wrote it."""
 
 
 class RolloutEngine:
@@ -108,9 +110,16 @@ class RolloutEngine:
         del self._llm
 
     def _load(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> None:
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
-        self._llm.finish_weight_update()
+        try:
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
+            self._llm.finish_weight_update()
+        except WeightSyncError:
+            raise
+        except _VLLM_ERRORS as error:
+            raise WeightSyncError(
+                f"vLLM could not take over version {manifest.version}: {first_sentence(error)}"
+            ) from error
         if not self._llm.reset_prefix_cache():
             raise WeightSyncError(
                 f"The prefix cache still holds keys and values of version {self._version} after version "
@@ -227,8 +236,7 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if device == "cpu" else None,
             use_tqdm_on_load=False,
         )
-    except (ValueError, OSError, RuntimeError, AttributeError, KeyError, TypeError, AssertionError) as error:
-        # The last four are how vLLM meets an architecture whose configuration it reads otherwise than transformers.
+    except _VLLM_ERRORS as error:
         raise ModelError(
             f"vLLM does not start on the policy in {model_dir} with model.max_length={max_length} and "
             f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {reason_of(error)}"

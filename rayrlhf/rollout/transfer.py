@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
 
 from rayrlhf.errors import WeightSyncError
 from rayrlhf.rollout.wording import reason_of
@@ -73,7 +74,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
             ) from error
         tensors.commit()
         expected = [name for name, _ in self.model.named_parameters() if name not in self._tied]
-        half_loaded = set(_half_loaded(self.model))
+        half_loaded = set(_half_loaded(self.model, claimed=set(loaded or ())))
         parameters = WeightUpdate(manifest.version, expected=expected, noun="engine parameter")
         # A checkpoint may hold buffers too, such as the constants of an activation; vLLM takes them over as they come.
         parameters.consume(sorted(set(expected if loaded is None else loaded) - half_loaded - self._buffers))
@@ -114,18 +115,22 @@ def _forget_packed_experts(model: nn.Module) -> None:
             method.moe_kernel = None
 
 
-def _half_loaded(model: nn.Module) -> Iterator[str]:
-    """Parameters fused of several tensors, such as query, key and value, of which not all came.
+def _half_loaded(model: nn.Module, *, claimed: set[str]) -> Iterator[str]:
+    """Parameters fused of several tensors, such as query, key and value, of which not all came, and those that did not
+    come at all though the model has `claimed` so: a model that copies past its own loaders writes into nothing here.
 
     An embedding is one tensor, but padded to a round vocabulary it never fills up; vLLM checks its shape on loading.
     """
     for module_name, module in model.named_modules():
         info = get_layerwise_info(module)
-        if isinstance(module, VocabParallelEmbedding) or not info.can_load() or info.load_numel == 0:
+        if not info.can_load():
             continue
-        loadable = sum(_loadable(parameter) for parameter in module.parameters(recurse=False))
-        if info.load_numel < loadable:
-            yield from (f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False))
+        own = {n: p for n, p in module.named_parameters(recurse=False) if n not in SKIP_LOAD_TENSORS}
+        names = {f"{module_name}.{name}" for name in own}
+        if info.load_numel == 0:
+            yield from names & claimed
+        elif not isinstance(module, VocabParallelEmbedding) and info.load_numel < sum(map(_loadable, own.values())):
+            yield from names
 
 
 def _loadable(parameter: torch.Tensor) -> int:

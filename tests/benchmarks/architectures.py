@@ -7,6 +7,7 @@ the loader from disk, `after` the path of published weights, `stale` what an eng
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -200,6 +201,7 @@ def compare(model_type: str) -> Row:
 def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch]) -> None:
     tiny_policy(directory, model_type)
     model = learner_policy(directory)
+    old = copy.deepcopy(model)
     names = CheckpointNames(model, dtype=torch.float32)
     engine = RolloutEngine(
         str(directory),
@@ -219,7 +221,6 @@ def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch]) -> Non
     ]
     rows = engine.generate(requests)
     seen["before"] = mismatch_quantiles([r.rollout_logprobs for r in rows], learner_logprobs(model, rows))
-    old = learner_policy(directory)
     shake(model, 0.05, seed=1)
     plan = plan_buckets(names.tensors, bucket_bytes=1_000_000)
     manifest, buckets = pack_buckets(plan, names.published(model), version=1)
