@@ -175,7 +175,7 @@ METRICS: dict[str, Metric] = {
     # time and speed
     "time/step": Metric("last", "s", "Wall-clock of the step."),
     "time/rollout": Metric("last", "s", "Generation."),
-    "time/scoring": Metric("last", "s", "Reward model and reference."),
+    "time/scoring": Metric("last", "s", "Rewards and reference."),
     "time/learner": Metric("last", "s", "Old log-probs, values and optimizer updates."),
     "time/sync": Metric("last", "s", "Weight publication and application."),
     "time/checkpoint": Metric("last", "s", "Writing a checkpoint."),

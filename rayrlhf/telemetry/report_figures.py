@@ -206,7 +206,7 @@ def _guarded(record: RunRecord) -> Drawn | None:
         f"α = {alpha:.3f}, β = {beta:.3f}{peak}.",
         draw_panels(
             [
-                Panel("proxy", [Curve("", BLUE, distance, proxy, "marks")]),
+                Panel("score", [Curve("", BLUE, distance, proxy, "marks")]),
                 Panel("judge", [Curve("held-out", GOLD, distance, judge, "marks"), Curve("fit", GOLD, fine, fitted)]),
             ],
             xlabel="√KL to the reference, √nats per response",
