@@ -9,7 +9,9 @@ from rayrlhf.actors.cluster import GIB, PINNED, local_node
 from rayrlhf.actors.cluster import installed_version as version_of
 from rayrlhf.config import RunConfig, Stage, load_config
 from rayrlhf.pipelines.checks import check_run
+from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.plan import show_plan
+from rayrlhf.pipelines.resuming import demand_begun, plan_resume
 from rayrlhf.telemetry.console import Console
 
 
@@ -38,6 +40,10 @@ def show_dry_run(config: RunConfig, *, only: Stage | None, resume: bool) -> bool
 
 def _judge(console: Console, config: RunConfig, *, only: Stage | None = None, resume: bool = False) -> bool:
     """Check as a start would, and start nothing; what is wrong is raised, what is lacking is listed."""
+    if resume:
+        folder = RunFolder(config)
+        demand_begun(folder)
+        plan_resume(folder, config if only is None else config.model_copy(update={"stages": [only]}))
     try:
         checked = check_run(config, only=only, resume=resume)
     finally:

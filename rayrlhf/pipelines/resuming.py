@@ -76,6 +76,12 @@ class ResumePlan:
     """By track of a stage left to do: its last step that a checkpoint holds, -1 for none."""
 
 
+def demand_begun(folder: RunFolder) -> None:
+    """ConfigError where there is no run to go on with."""
+    if not (folder.root / "config.yaml").exists():
+        raise ConfigError(f"There is no run to resume in {folder.root}: start it without --resume.")
+
+
 def plan_resume(folder: RunFolder, config: RunConfig) -> ResumePlan:
     """What goes on, from which steps; ConfigError or CheckpointError for what could not be used or gone on with."""
     summary = folder.read_summary()

@@ -21,7 +21,7 @@ from rayrlhf.pipelines.folder import RunFolder, tracks
 from rayrlhf.pipelines.plan import show_plan
 from rayrlhf.pipelines.ppo import PPOLoop
 from rayrlhf.pipelines.prompts import load_prompt_set
-from rayrlhf.pipelines.resuming import ResumePlan, plan_resume
+from rayrlhf.pipelines.resuming import ResumePlan, demand_begun, plan_resume
 from rayrlhf.pipelines.reward import run_reward
 from rayrlhf.pipelines.supervised import run_sft
 from rayrlhf.telemetry.account import RunAccount
@@ -42,8 +42,8 @@ def run_stages(
     console = Console()
     config = config if only is None else config.model_copy(update={"stages": [only]})
     folder = RunFolder(config)
-    if resume and not (folder.root / "config.yaml").exists():
-        raise ConfigError(f"There is no run to resume in {folder.root}: start it without --resume.")
+    if resume:
+        demand_begun(folder)
     with claimed(folder.root):
         plan = plan_resume(folder, config) if resume else _fresh_plan(config)
         if not plan.stages:
