@@ -1,5 +1,6 @@
 """Six updates straight equal three updates, kill -9 of the whole job, and three resumed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import yaml
 from conftest import QUICKSTART, ROOT, command, environment, rows, succeed
 from safetensors.torch import load_file
 
@@ -76,3 +78,26 @@ def test_resume_after_kill_9_is_exact(ppo_only: list[str], tmp_path: Path) -> No
         for key in ours:
             torch.testing.assert_close(ours[key], theirs[key], atol=1e-6, rtol=0.0)
     assert os.listdir(broken / "checkpoints").count("step_000006") == 1
+
+
+def test_a_finished_run_goes_on_as_it_is_configured(ppo_only: list[str], tmp_path: Path) -> None:
+    """More updates under another KL coefficient: used from the next update on, one W&B run, costs of both processes."""
+    common = ["run", str(QUICKSTART), *ppo_only, "name=on", "checkpoint.every=1", f"output_dir={tmp_path}"]
+    run = tmp_path / "on"
+    succeed(*common, "ppo.updates=1")
+    first = json.loads((run / "summary.json").read_text())
+    wandb_run = (run / "wandb_run_id").read_text().strip()
+    assert "Nothing to do" in succeed(*common, "ppo.updates=1", "--resume")
+    assert len(list(run.glob("wandb/offline-run-*"))) == 1
+
+    out = succeed(*common, "ppo.updates=2", "ppo.kl.coef=5.0", "--resume")
+    assert "ppo.kl.coef, ppo.updates" in out
+    assert {step: row["kl/coef"] for step, row in steps_of(run).items() if step} == {1: 0.1, 2: 5.0}
+    assert yaml.safe_load((run / "config.yaml").read_text())["ppo"]["kl"]["coef"] == 5.0
+    second = json.loads((run / "summary.json").read_text())
+    assert second["stages"]["ppo"]["updates"] == second["stages"]["ppo"]["policy_versions"] == 2
+    assert second["wall_seconds"] > first["wall_seconds"] + 5.0
+    assert second["stages"]["ppo"]["wall_seconds"] > first["stages"]["ppo"]["wall_seconds"] + 3.0
+    assert second["starts"] == 2
+    assert (run / "wandb_run_id").read_text().strip() == wandb_run
+    assert {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")} == {wandb_run}

@@ -52,3 +52,28 @@ def test_with_nothing_saved_nobody_is_sent_to_resume(folder: RunFolder) -> None:
     assert "--resume" not in str(told)
     assert "start it again" in str(told)
     assert fail(folder, RuntimeError())[1]["message"] == "RuntimeError, without a message."
+
+
+def test_a_failed_start_leaves_summary_and_report(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the check to the end without Ray: what the folder holds is shown, and the failure is told first."""
+    from rayrlhf.pipelines import run
+
+    def refuse(_: object) -> None:
+        raise WorkerError("Ray fell over.")
+
+    (folder.root / "sft").mkdir()
+    (folder.root / "sft" / "config.json").write_text("{}")
+    config = load_config(QUICKSTART, [f"output_dir={tmp_path}", "stages=[sft]", "data.task.demonstrations=100"])
+    folder.save_config(config)
+    monkeypatch.setattr(run, "connect", refuse)
+    with pytest.raises(WorkerError, match=r"^Ray fell over\. Go on with: rayrlhf run c\.yaml --resume$"):
+        run.run_stages(config, resume=True, arguments=["run", "c.yaml", "--resume"])
+    summary = json.loads((folder.root / "summary.json").read_text())
+    assert (summary["stages"], summary["starts"]) == ({}, 1)
+    assert summary["wall_seconds"] > 0
+    assert "Ray fell over." in (folder.root / "report.html").read_text()
+    assert json.loads((folder.root / "failure.json").read_text())["stage"] is None
+    assert json.loads((folder.root / "account.json").read_text())["processes"] == 1
+    assert folder.wandb_run_id() is not None
