@@ -1,5 +1,6 @@
 """failure.json: what ended a run, how far it was, and the command that goes on with it."""
 
+import contextlib
 import json
 import shlex
 import time
@@ -62,7 +63,8 @@ def record_failure(
         "checkpoints": newest,
         "resume": command,
     }
-    folder.root.joinpath(FAILURE_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    with contextlib.suppress(OSError):  # on a full disk the failure itself is still the one to tell
+        folder.root.joinpath(FAILURE_FILE).write_text(json.dumps(record, indent=2) + "\n")
     if interrupted:
         told = f"go on with: {command}" if command else "nothing was saved yet, so start it again"
         return KeyboardInterrupt(f"interrupted; {told}")

@@ -302,20 +302,15 @@ class PPOLoop:
         return time.monotonic() - begun
 
     def _step_metrics(self, seconds: float, learning: float, *, tokens: int) -> dict[str, float]:
-        return (
-            self._ledger.metrics()
-            | {
-                "time/step": seconds,
-                "time/learner_waiting": 1.0 - learning / seconds,
-                "perf/tokens_per_second": tokens / seconds,
-                "perf/memory_bytes": float(self._context.memory.current_bytes),
-            }
-            | {
-                f"perf/restarts_{role}": float(count)
-                for role, count in self._context.account.restarts("ppo").items()
-                if role != "learner"
-            }
-        )
+        restarts = self._context.account.restarts("ppo")
+        return self._ledger.metrics() | {
+            "time/step": seconds,
+            "time/learner_waiting": 1.0 - learning / seconds,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/memory_bytes": float(self._context.memory.current_bytes),
+            "perf/restarts_rollout": float(restarts["rollout"]),
+            "perf/restarts_scoring": float(restarts["scoring"]),
+        }
 
     def _restarts(self) -> dict[str, int]:
         return {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts}

@@ -176,7 +176,8 @@ class _Run:
         self._account = account
         self._device = device
         self._resume = resume
-        self._stages: dict[str, Any] = folder.read_summary().get("stages", {})
+        earlier: dict[str, Any] = folder.read_summary().get("stages", {})
+        self._stages = {stage: facts for stage, facts in earlier.items() if resume or stage not in plan.stages}
         self._stage: Stage | None = None
         self._recorder: Recorder | None = None
 
