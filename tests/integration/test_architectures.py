@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="measures vLLM's CPU build"),
 ]
 
-DENSE = ("llama", "qwen2", "gpt_neox")
+DENSE = ("llama", "qwen2")
 EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe")
 
 
