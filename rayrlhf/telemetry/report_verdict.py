@@ -1,7 +1,7 @@
 """Whether the true reward followed the proxy, or right answers rose, in words: from the held-out evaluations."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,7 +32,9 @@ def judge(record: RunRecord) -> Verdict | None:
     """Compare score and gold over the evaluations, or count right answers; None where there are fewer than two."""
     rows = [row for row in record.stages.get("ppo", []) if row.get("eval/score") is not None]
     if len(rows) >= 2 and record.right_or_wrong and (record.gold_is_score or not record.has("ppo", "eval/gold")):
-        return _by_right_answers(record, rows)
+        kept = [row for row in rows if record.exported_step is None or row["step"] <= record.exported_step]
+        verdict = _by_right_answers(record, kept)
+        return verdict if len(kept) == len(rows) else _went_on(verdict, kept[-1], rows[-1])
     gold_rows = [row for row in rows if row.get("eval/gold") is not None]
     kept = [row for row in gold_rows if record.exported_step is None or row["step"] <= record.exported_step]
     if len(gold_rows) >= 2 and len(kept) < len(gold_rows):
@@ -83,6 +85,13 @@ def _by_right_answers(record: RunRecord, rows: list[Row]) -> Verdict:
         "No change beyond noise",
         f"Of the held-out answers {before} were right at first and {after}{known} after {last['step']} updates"
         f"{_at_kl(last)}.",
+    )
+
+
+def _went_on(verdict: Verdict, exported: Row, last: Row) -> Verdict:
+    after = f"{last['eval/pass_rate']:.0%} at update {last['step']}{_interval(last)}"
+    return replace(
+        verdict, sentence=f"{verdict.sentence} The policy of update {exported['step']} was exported; it was {after}."
     )
 
 

@@ -9,6 +9,7 @@ from test_report import page_of
 from rayrlhf.telemetry.report_data import read_run
 from rayrlhf.telemetry.report_verdict import Verdict, judge
 from rayrlhf.telemetry.sinks import MetricsWriter
+from rayrlhf.telemetry.summary import write_summary
 
 GRPO = """
 stages: [ppo]
@@ -97,6 +98,15 @@ def test_fewer_right_answers_are_no_success(tmp_path: Path) -> None:
     assert (
         "20% were right at first, 90% at update 10 and 50% (95 % interval 42 to 58%) at update 20" in verdict.sentence
     )
+
+
+def test_an_exported_policy_from_before_the_fall_is_what_the_verdict_is_of(tmp_path: Path) -> None:
+    write_summary(tmp_path, {"run": "r", "stages": {"ppo": {"exported_step": 10}}})
+    write_run(tmp_path, [0.2, 0.9, 0.5])
+    verdict = judge(read_run(tmp_path))
+    assert verdict is not None
+    assert (verdict.tone, verdict.headline) == ("good", "Right answers rose from 20% to 90%")
+    assert "The policy of update 10 was exported; it was 50% at update 20 (95 % interval 42 to 58%)." in verdict.sentence
 
 
 def test_a_change_within_noise_is_none(tmp_path: Path) -> None:
