@@ -106,7 +106,9 @@ def test_an_exported_policy_from_before_the_fall_is_what_the_verdict_is_of(tmp_p
     verdict = judge(read_run(tmp_path))
     assert verdict is not None
     assert (verdict.tone, verdict.headline) == ("good", "Right answers rose from 20% to 90%")
-    assert "The policy of update 10 was exported; it was 50% at update 20 (95 % interval 42 to 58%)." in verdict.sentence
+    assert (
+        "The policy of update 10 was exported; it was 50% at update 20 (95 % interval 42 to 58%)." in verdict.sentence
+    )
 
 
 def test_a_change_within_noise_is_none(tmp_path: Path) -> None:
