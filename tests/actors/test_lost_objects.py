@@ -172,7 +172,7 @@ async def test_the_recorder_is_on_the_drivers_node_and_goes_on_after_its_death(
     assert len(told) == 1
     assert "Another one goes on with the same files" in told[0]
     await _kill(recorder)
-    recorder.close()
+    recorder.close({})
     assert "metrics.jsonl and samples.jsonl are whole" in told[1]
 
 
