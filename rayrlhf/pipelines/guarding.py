@@ -111,7 +111,8 @@ class GuardControl:
         values = self._guard.means()
         last = max(values)
         after = f", and {values[last]:.3f} at the last, {last}" if last != peak else ", the last"
+        judge = "gold" if self._settings.judge is None else "the guard's judge"
         self._context.console.note(
-            f"Exported the policy of update {peak}, the best by the judge that is never rewarded: {values[peak]:.3f} there"
+            f"Exported the policy of update {peak}, the best on the held-out prompts by {judge}: {values[peak]:.3f} there"
             f"{after}."
         )

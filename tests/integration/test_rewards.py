@@ -190,7 +190,7 @@ def test_by_default_the_policy_of_the_judges_peak_is_exported(
     assert best < 6 == summary["policy_versions"]
     assert summary["exported_step"] == best
     assert summary["score_after"] == evaluated[best]["eval/score"]
-    assert f"Exported the policy of update {best}, the best by the judge" in told
+    assert f"Exported the policy of update {best}, the best on the held-out prompts by the guard's judge" in told
     anew = [row for row in rows(run / "samples.jsonl", stage="confirm") if row["step"] == best]
     assert summary["score_confirmed"] == pytest.approx(sum(row["score"] for row in anew) / len(anew))
     assert {row["policy_version"] for row in anew} == {best}
