@@ -148,8 +148,12 @@ def _check_data(config: RunConfig, origins: _Origins) -> dict[Stage, int]:
         "ppo": load_prompts,
     }
     rows = {}
+    policy = origins.policy() if "ppo" in config.stages else None
     for stage in config.stages:
         split = loaders[stage](config)
+        if stage == "ppo" and policy is not None:
+            # Before anything is counted: a row that its tokenizer refuses is why there are too few.
+            load_prompt_set(config, policy_dir=policy)
         if not split.train or not split.heldout:
             raise DataError(
                 f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
@@ -158,9 +162,6 @@ def _check_data(config: RunConfig, origins: _Origins) -> dict[Stage, int]:
         rows[stage] = len(split.train)
         if stage == "ppo":
             _check_references(config, split)
-    policy = origins.policy() if "ppo" in config.stages else None
-    if policy is not None:
-        load_prompt_set(config, policy_dir=policy)
     return rows
 
 

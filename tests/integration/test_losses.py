@@ -53,9 +53,9 @@ def losing(kind, method, calls, *, given=None, answered=None):
         return answered(answer) if lose and answered else answer
     setattr(kind, method, lossy)
 
-# The first calls belong to the parity gate and the first evaluation.
-losing(RolloutPool, "generate", {1, 2, 4, 7}, answered=lambda parts: [(lost_object(), info) for _, info in parts])
-losing(ScoringPool, "score", {2, 5}, answered=lambda scored: (lost_object(), scored[1]))
+# The first calls belong to the parity gate, as loaded and as published, and to the first evaluation and its confirmation.
+losing(RolloutPool, "generate", {1, 2, 5, 9}, answered=lambda parts: [(lost_object(), info) for _, info in parts])
+losing(ScoringPool, "score", {2, 6}, answered=lambda scored: (lost_object(), scored[1]))
 losing(LearnerGroup, "publish", {1}, answered=lambda weights: replace(weights, buckets=(lost_object(),) * len(weights.buckets)))
 losing(Recorder, "samples", {3}, given=lambda step, chunks: (step, [lost_object()]))
 run_stages(load_config(sys.argv[1], sys.argv[2:]), resume=False)
