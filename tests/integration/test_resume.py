@@ -83,8 +83,8 @@ def test_resume_after_kill_9_is_exact(ppo_only: list[str], tmp_path: Path) -> No
 
 def test_a_finished_run_goes_on_as_it_is_configured(ppo_only: list[str], tmp_path: Path) -> None:
     """More updates under another KL coefficient: used from the next update on, one W&B run, costs of both processes."""
-    common = ["run", str(QUICKSTART), *ppo_only, "name=on", "checkpoint.every=1", f"output_dir={tmp_path}"]
-    run = tmp_path / "on"
+    common = ["run", str(QUICKSTART), *ppo_only, "name=longer", "checkpoint.every=1", f"output_dir={tmp_path}"]
+    run = tmp_path / "longer"
     succeed(*common, "ppo.updates=1")
     first = json.loads((run / "summary.json").read_text())
     wandb_run = (run / "wandb_run_id").read_text().strip()
