@@ -1,7 +1,7 @@
 """What `--resume` goes on with, and which changed keys it uses: whatever it does not use, it refuses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from rayrlhf.config import RunConfig, Stage
@@ -89,8 +89,11 @@ def plan_resume(folder: RunFolder, config: RunConfig) -> ResumePlan:
     old, new = folder.read_config(), flatten(config.model_dump(mode="json"))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     has_wandb_run = folder.wandb_run_id() is not None
+    going_on = _more_updates(config, summary)
+    # A finished stage that is given more updates is under way again.
+    judged = states | ({"ppo": replace(states["ppo"], finished=False)} if going_on else {})
     for key in changed:
-        reason = why_refused(key, states, has_wandb_run=has_wandb_run)
+        reason = why_refused(key, judged, has_wandb_run=has_wandb_run)
         if reason is not None:
             raise ConfigError(
                 f"{key} was {old.get(key)!r} when {folder.root} was started and is {new.get(key)!r} now: {reason}; put it "
@@ -98,7 +101,6 @@ def plan_resume(folder: RunFolder, config: RunConfig) -> ResumePlan:
             )
     _check_order(config, states)
     _check_lengths(folder, config, states, old, summary)
-    going_on = _more_updates(config, summary)
     left = [stage for stage in config.stages if not states[stage].finished or (stage == "ppo" and going_on)]
     last_steps = {
         track: -1 if (step := _newest(folder, config, track)) is None else step
