@@ -203,7 +203,7 @@ def test_nothing_to_do_starts_nothing(
     def started(*_: object, **__: object) -> None:
         raise AssertionError("something was started")
 
-    for name in ("preflight", "connect", "Recorder", "_check_data"):
+    for name in ("check_run", "connect", "Recorder"):
         monkeypatch.setattr(run, name, started)
     assert run.run_stages(config(tmp_path), resume=True) == folder.root
     assert "Nothing to do: sft, reward, ppo" in capsys.readouterr().out
