@@ -255,7 +255,7 @@ def connect(config: RunConfig) -> None:
         _reach(address)
         try:
             ray.init(address=address, **options)
-        except Exception as error:
+        except Exception as error:  # Ray meets a wrong cluster with errors of many kinds, its own and Python's
             raise ResourceError(
                 f"The Ray cluster at {address} cannot be joined: {_told(error)}. Is it up and reachable from here, with the same "
                 f"Ray and Python? If it asks for a token: RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or "
@@ -270,7 +270,7 @@ def connect(config: RunConfig) -> None:
             include_dashboard=False,
             **options,
         )
-    except Exception as error:
+    except Exception as error:  # as above
         raise ResourceError(
             f"Ray does not start on this machine with cluster.object_store_gib={config.cluster.object_store_gib:g}: "
             f"{_told(error)}."

@@ -45,7 +45,7 @@ class RunFolder:
         forget_stage(self.root, stage)
         outputs = [self.model_dir(STAGE_OUTPUT[stage])]
         if stage == "ppo":
-            outputs += [self.model_dir("critic"), self.candidate("policy"), self.candidate("critic")]
+            outputs.append(self.model_dir("critic"))
         if stage == "reward":
             outputs += [*self.root.glob("checkpoints/reward*")]
         for directory in (*outputs, self.checkpoints(stage)):

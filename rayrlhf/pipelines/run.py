@@ -98,7 +98,7 @@ def _run_and_record(
                 connect(config)
             obey_termination()
             run.go()
-        except BaseException as failure:
+        except BaseException as failure:  # recorded whatever it is, an interrupt too, and raised again
             progress = run.position()
             told = record_failure(folder, config, failure, stage=progress[0], step=progress[1], arguments=arguments)
             with contextlib.suppress(Exception):  # the first failure is the one to tell
