@@ -66,10 +66,38 @@ def sampled_kl(k1: Sequence[np.ndarray], log_weights: Sequence[np.ndarray]) -> S
     return SampledKL(response=response, token=response / float((weights * drawn).sum()))
 
 
-def adapt_kl_coef(coef: float, *, kl: float, target: float, horizon: int, samples: int) -> float:
-    """One step of the proportional controller of Ziegler et al. 2019, section 2.2.
+class KLCoefficient:
+    """The weight of the KL: the configured coefficient, times what the guard and an adaptive controller have made of it.
 
-    e = clip(kl / target - 1, -0.2, 0.2); the coefficient is multiplied by 1 + e * samples / horizon.
+    The factors are state; the configured coefficient is not, so that a resumed run pulls as its configuration says.
     """
-    error = min(max(kl / target - 1.0, -0.2), 0.2)
-    return coef * (1.0 + error * samples / horizon)
+
+    def __init__(self, configured: float, *, adaptive: bool = False) -> None:
+        self._configured = configured
+        self._adaptive = adaptive
+        self._adapted = self._raised = 1.0
+
+    @property
+    def value(self) -> float:
+        """What the KL weighs now."""
+        return self._configured * self._raised * (self._adapted if self._adaptive else 1.0)
+
+    def adapt(self, *, kl: float, target: float, horizon: int, samples: int) -> None:
+        """One step of the proportional controller of Ziegler et al. 2019, section 2.2; nothing where it is not adaptive.
+
+        e = clip(kl / target - 1, -0.2, 0.2); the coefficient is multiplied by 1 + e * samples / horizon.
+        """
+        if self._adaptive:
+            self._adapted *= 1.0 + min(max(kl / target - 1.0, -0.2), 0.2) * samples / horizon
+
+    def scale(self, factor: float) -> None:
+        """Multiply it for good, as the guard does."""
+        self._raised *= factor
+
+    def state_dict(self) -> dict[str, float]:
+        """The factors."""
+        return {"adapted": self._adapted, "raised": self._raised}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict`."""
+        self._adapted, self._raised = state["adapted"], state["raised"]

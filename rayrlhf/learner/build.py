@@ -1,7 +1,8 @@
-"""From a configuration to the learner of a supervised stage: its model and its data."""
+"""From a configuration to the learner of a stage: its models, and its data where it reads them itself."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
 from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usable
+from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
-from rayrlhf.models.load import load_policy, make_reward_model
+from rayrlhf.models.load import load_critic, load_policy, make_critic, make_reward_model
 from rayrlhf.models.lora import add_adapters
 from rayrlhf.types import PreferenceExample
 
@@ -66,6 +68,27 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
         ranks=ranks,
         seed=seed,
     )
+
+
+def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | None, ranks: Ranks) -> PPOLearner:
+    """The learner, its policy loaded and its critic started from the reward model.
+
+    Without a reward model that reads the policy's tokens the critic starts from the policy.
+    """
+    tokenizer = load_tokenizer(policy_dir)
+    policy = load_policy(policy_dir)
+    critic = None
+    if config.ppo.uses_critic:
+        if reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab():
+            critic = load_critic(reward_model_dir)
+        if critic is None or _vocabulary(critic) < _vocabulary(policy):
+            critic = make_critic(policy_dir)
+    return PPOLearner(config, policy=policy, critic=critic, tokenizer=tokenizer, ranks=ranks)
+
+
+def _vocabulary(model: Any) -> int:
+    """Ids with an embedding: a critic needs one for every id that the policy may sample."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def share_of(rows: Sequence[PreferenceExample], share: float, *, seed: int) -> list[PreferenceExample]:

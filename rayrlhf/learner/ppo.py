@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.algorithms.kl import adapt_kl_coef
+from rayrlhf.algorithms.kl import KLCoefficient
 from rayrlhf.algorithms.masking import sequence_weights
 from rayrlhf.algorithms.policy_loss import entropy_bonus, kl_loss, policy_loss
 from rayrlhf.algorithms.rewards import RunningMoments
@@ -20,7 +20,6 @@ from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.algorithms.value_loss import value_loss
 from rayrlhf.config import RunConfig
 from rayrlhf.data.batching import plan_micro_batches
-from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import LedgerError
 from rayrlhf.learner.core import TrainableModel, share_of
 from rayrlhf.learner.ppo_batch import (
@@ -40,7 +39,6 @@ from rayrlhf.models.checkpoint_names import CheckpointNames
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import export_model
 from rayrlhf.models.forward import policy_forward, token_values, values_with_end
-from rayrlhf.models.load import load_critic, load_policy, make_critic
 from rayrlhf.models.sharding import full_model_state
 from rayrlhf.types import MicroBatch, PolicyVersion, ScoredTrajectory, Trajectory, WeightManifest
 from rayrlhf.weights.codec import pack_buckets
@@ -75,8 +73,7 @@ class PPOLearner:
             if critic is not None
             else None
         )
-        self._kl_adapted = self._kl_raised = 1.0
-        """Factors of the configured KL coefficient: of the adaptive controller, and of the guard."""
+        self._kl = KLCoefficient(config.ppo.kl.coef, adaptive=config.ppo.kl.controller == "adaptive")
         self._moments = RunningMoments()
         self.version: PolicyVersion = 0
         self.tokens = 0
@@ -103,21 +100,15 @@ class PPOLearner:
             batch,
             estimates,
             config,
-            kl_coef=self._kl_coef,
+            kl_coef=self._kl.value,
             moments=self._moments if config.normalize_reward else None,
             version=self.version,
         )
-        metrics |= figures | {"kl/coef": self._kl_coef}
+        metrics |= figures | {"kl/coef": self._kl.value}
         metrics |= self._optimise(batch, estimates, targets, step=step)
-        if config.kl.controller == "adaptive":
-            self._kl_adapted = adapt_kl_coef(
-                self._kl_adapted,
-                # Absent where the batch is too old to tell: then that of the policies that drew it, a few updates back.
-                kl=metrics.get("kl/reference", metrics["kl/behaviour"]),
-                target=config.kl.target,
-                horizon=config.kl.horizon,
-                samples=len(scored),
-            )
+        # Absent where the batch is too old to tell: then that of the policies that drew it, a few updates back.
+        kl = metrics.get("kl/reference", metrics["kl/behaviour"])
+        self._kl.adapt(kl=kl, target=config.kl.target, horizon=config.kl.horizon, samples=len(scored))
         self.version += 1
         self.tokens += int(batch.loss_mask.sum())
         return metrics
@@ -236,9 +227,9 @@ class PPOLearner:
             loss = loss - config.entropy_coef * entropy_bonus(
                 outputs.entropy, micro.loss_mask, token_count=counts[0], weights=weights
             )
-        if config.kl.placement == "loss" and self._kl_coef > 0:
+        if config.kl.placement == "loss" and self._kl.value > 0:
             reference = _like(micro, batch.ref_logprobs, indices)
-            loss = loss + self._kl_coef * kl_loss(
+            loss = loss + self._kl.value * kl_loss(
                 outputs.logprobs,
                 reference,
                 micro.loss_mask,
@@ -338,7 +329,7 @@ class PPOLearner:
             "fingerprint": self._fingerprint,
             "policy": self._policy.state_dict(),
             "critic": critic,
-            "kl_factors": [self._kl_adapted, self._kl_raised],
+            "kl_coefficient": self._kl.state_dict(),
             "moments": asdict(self._moments),
             "version": self.version,
             "tokens": self.tokens,
@@ -351,20 +342,14 @@ class PPOLearner:
         self._policy.load_state_dict(state["policy"])
         if self._critic is not None:
             self._critic.load_state_dict(state["critic"])
-        self._kl_adapted, self._kl_raised = state["kl_factors"]
+        self._kl.load_state_dict(state["kl_coefficient"])
         self._moments = RunningMoments(**state["moments"])
         self.version = state["version"]
         self.tokens = state["tokens"]
 
     def scale_kl(self, factor: float) -> None:
         """Multiply the KL coefficient, from the next update on."""
-        self._kl_raised *= factor
-
-    @property
-    def _kl_coef(self) -> float:
-        """The configured coefficient, times what the guard and, where it is configured, the controller made of it."""
-        adapted = self._kl_adapted if self._config.kl.controller == "adaptive" else 1.0
-        return self._config.kl.coef * self._kl_raised * adapted
+        self._kl.scale(factor)
 
     def export(self, policy_dir: str, critic_dir: str) -> None:
         """Write plain model directories; a collective."""
@@ -373,27 +358,6 @@ class PPOLearner:
             state = full_model_state(trainable.model)
             if self._ranks.first:
                 export_model(trainable.model, self._tokenizer, directory, state_dict=state)
-
-
-def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | None, ranks: Ranks) -> PPOLearner:
-    """The learner, its policy loaded and its critic started from the reward model.
-
-    Without a reward model that reads the policy's tokens the critic starts from the policy.
-    """
-    tokenizer = load_tokenizer(policy_dir)
-    policy = load_policy(policy_dir)
-    critic = None
-    if config.ppo.uses_critic:
-        if reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab():
-            critic = load_critic(reward_model_dir)
-        if critic is None or _vocabulary(critic) < _vocabulary(policy):
-            critic = make_critic(policy_dir)
-    return PPOLearner(config, policy=policy, critic=critic, tokenizer=tokenizer, ranks=ranks)
-
-
-def _vocabulary(model: Any) -> int:
-    """Ids with an embedding: a critic needs one for every id that the policy may sample."""
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _like(micro: MicroBatch, values: Tensor, indices: list[int]) -> Tensor:

@@ -22,7 +22,8 @@ from rayrlhf.data.prompts import PromptStream
 from rayrlhf.errors import LedgerError, ModelError, ScoringError, WeightSyncError
 from rayrlhf.experience.buffer import Chunk, ExperienceBuffer
 from rayrlhf.experience.ledger import Ledger
-from rayrlhf.learner.ppo import PPOLearner, build_ppo
+from rayrlhf.learner.build import build_ppo
+from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext

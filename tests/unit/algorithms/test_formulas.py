@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayrlhf.algorithms.kl import adapt_kl_coef, kl_estimate
+from rayrlhf.algorithms.kl import KLCoefficient, kl_estimate
 from rayrlhf.algorithms.masking import masked_mean, masked_sum, sequence_weights, whiten
 from rayrlhf.algorithms.mismatch import mismatch_quantiles
 from rayrlhf.algorithms.rewards import RunningMoments, normalize_scores, penalize_truncated, token_rewards
@@ -50,9 +50,10 @@ def test_k1_and_k3_are_unbiased_and_k3_is_positive() -> None:
 
 
 def test_the_kl_controller_moves_towards_its_target_and_is_bounded() -> None:
-    assert adapt_kl_coef(0.1, kl=6.6, target=6.0, horizon=1000, samples=100) == pytest.approx(0.1 * (1 + 0.1 * 0.1))
-    assert adapt_kl_coef(0.1, kl=600.0, target=6.0, horizon=1000, samples=100) == pytest.approx(0.1 * 1.02)
-    assert adapt_kl_coef(0.1, kl=0.0, target=6.0, horizon=1000, samples=100) == pytest.approx(0.1 * 0.98)
+    for kl, factor in [(6.6, 1.01), (600.0, 1.02), (0.0, 0.98)]:
+        coefficient = KLCoefficient(0.1, adaptive=True)
+        coefficient.adapt(kl=kl, target=6.0, horizon=1000, samples=100)
+        assert coefficient.value == pytest.approx(0.1 * factor)
 
 
 def test_the_score_falls_on_the_last_valid_token_and_kl_on_all() -> None:

@@ -261,7 +261,7 @@ def test_a_learner_knows_its_own_kl_from_the_samples_of_the_reference(stale: Any
     assert metrics["kl/behaviour"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["policy/entropy"] == pytest.approx(entropy, rel=1e-4)
     assert "mismatch/p99" not in metrics
-    assert learner._kl_coef > metrics["kl/coef"], "a policy beyond its target is pulled harder"
+    assert learner._kl.value > metrics["kl/coef"], "a policy beyond its target is pulled harder"
 
 
 def test_where_responses_are_too_old_the_coefficient_follows_the_policies_that_drew_them() -> None:

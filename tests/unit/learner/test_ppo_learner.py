@@ -21,7 +21,8 @@ from learner_lab import (
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rayrlhf.errors import CheckpointError, LedgerError, NonFiniteError
-from rayrlhf.learner.ppo import PPOLearner, build_ppo
+from rayrlhf.learner.build import build_ppo
+from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.models.export import export_model
 from rayrlhf.models.load import make_reward_model
 from rayrlhf.telemetry.metrics import check_names
@@ -398,7 +399,7 @@ def test_a_resumed_learner_pulls_as_it_is_configured(
     resumed = ppo_learner({"kl": adapting | loaded})
     resumed.load(str(tmp_path))
     before, expected, raised = coefs
-    assert first._kl_coef == pytest.approx(before)
+    assert first._kl.value == pytest.approx(before)
     assert resumed.update(1, hand_made(16, seed=1, version=1))["kl/coef"] == pytest.approx(expected)
     guarded = ppo_learner({"kl": adapting | loaded})
     guarded.load(str(tmp_path))
@@ -406,7 +407,7 @@ def test_a_resumed_learner_pulls_as_it_is_configured(
     guarded.save(str(tmp_path / "guarded"))
     again = ppo_learner({"kl": adapting | loaded})
     again.load(str(tmp_path / "guarded"))
-    assert again._kl_coef == pytest.approx(raised)
+    assert again._kl.value == pytest.approx(raised)
 
 
 @pytest.mark.parametrize("changed", [{"clip_low": 0.01, "clip_high": 0.01}, {"optim": {"lr": 7.0e-3}}, {"lam": 0.1}])
