@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from rayrlhf.actors.cluster import connect, demand
+from rayrlhf.actors.cluster import connect, demand, existing_address
+from rayrlhf.actors.memory import ClusterMemory
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig, Stage
 from rayrlhf.errors import ConfigError
@@ -96,6 +97,8 @@ def _run_and_record(
             if not ray.is_initialized():
                 console.note("Starting Ray on this machine.")
                 connect(config)
+            if existing_address(config) is not None:
+                memory.watch(ClusterMemory())
             obey_termination()
             run.go()
         except BaseException as failure:  # recorded whatever it is, an interrupt too, and raised again
@@ -108,6 +111,7 @@ def _run_and_record(
                 raise
             raise told from failure
         finally:
+            memory.watch(int)  # nobody asks a cluster that is left
             ray.shutdown()
     summary = run.summary()
     write_summary(folder.root, summary)

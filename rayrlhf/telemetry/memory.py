@@ -1,7 +1,8 @@
-"""Memory of all processes of a run on this machine, shared pages counted once."""
+"""Memory of all processes of a run, shared pages counted once; what is on other machines is asked for."""
 
 import contextlib
 import threading
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import psutil
@@ -14,6 +15,8 @@ class MemorySampler:
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, name="memory", daemon=True)
+        self._elsewhere: Callable[[], int] = int
+        self._reading = threading.Lock()
         self.peak_bytes = 0
         self.current_bytes = 0
 
@@ -27,12 +30,19 @@ class MemorySampler:
         self._stop.set()
         self._thread.join()
 
+    def watch(self, elsewhere: Callable[[], int]) -> None:
+        """Count also what `elsewhere` answers, in bytes: processes that are not descendants of this one.
+
+        What was watched until now is not asked again once this returns.
+        """
+        with self._reading:
+            self._elsewhere = elsewhere
+
     def sample(self) -> int:
-        """Bytes in use now: proportional set sizes, so that a page shared by n processes counts 1/n in each."""
-        total = 0
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += _resident(process)
+        """Bytes in use now."""
+        total = _sum([psutil.Process(), *psutil.Process().children(recursive=True)])
+        with self._reading:
+            total += self._elsewhere()
         self.current_bytes = total
         self.peak_bytes = max(self.peak_bytes, total)
         return total
@@ -41,6 +51,25 @@ class MemorySampler:
         self.sample()
         while not self._stop.wait(self._interval):
             self.sample()
+
+
+def bytes_with_environment(name: str, value: str) -> int:
+    """Bytes in use by the processes of this machine that were started with an environment variable of that value."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # another user's process, or one that has ended: neither is the run's
+            if process.environ().get(name) == value:
+                found.append(process)
+    return _sum(found)
+
+
+def _sum(processes: Iterable[psutil.Process]) -> int:
+    """Proportional set sizes, so that a page shared by n processes counts 1/n in each."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += _resident(process)
+    return total
 
 
 def _resident(process: psutil.Process) -> int:

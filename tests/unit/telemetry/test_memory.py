@@ -1,5 +1,6 @@
 import contextlib
 import mmap
+import os
 import subprocess
 import sys
 import time
@@ -7,18 +8,19 @@ import time
 import psutil
 import pytest
 
-from rayrlhf.telemetry.memory import MemorySampler
+from rayrlhf.telemetry.memory import MemorySampler, bytes_with_environment
 
 MIB = 2**20
 
 
 @contextlib.contextmanager
-def child(code):
+def child(code, **environment):
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}\nprint('ready', flush=True)\ninput()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment},
     )
     try:
         assert process.stdout.readline() == "ready\n"
@@ -75,3 +77,19 @@ def test_processes_that_vanish_do_not_stop_the_sampler():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert sampler.peak_bytes >= sampler.current_bytes > 0
+
+
+def test_what_is_elsewhere_counts_until_something_else_is_watched():
+    sampler = MemorySampler()
+    own = sampler.sample()
+    sampler.watch(lambda: 2**40)
+    assert sampler.sample() > 2**40
+    sampler.watch(int)
+    assert sampler.sample() < 2 * own
+
+
+def test_processes_are_found_by_what_they_were_started_with():
+    assert bytes_with_environment("A_JOB_OF_THESE_TESTS", "one") == 0
+    block = f"block = b'x' * {100 * MIB}"
+    with child(block, A_JOB_OF_THESE_TESTS="one"), child(block, A_JOB_OF_THESE_TESTS="two"):
+        assert 100 * MIB < bytes_with_environment("A_JOB_OF_THESE_TESTS", "one") < 150 * MIB
