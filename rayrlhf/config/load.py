@@ -90,6 +90,9 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"{key}={problem['input']!r} must have the form package.module:function"
     if problem["type"] == "union_tag_invalid":
         return f"{key}.kind={problem['ctx']['tag']!r} must be one of {problem['ctx']['expected_tags']}"
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+        read = "a truth value (as on, off, yes, no are)" if isinstance(problem["input"], bool) else "a number"
+        return f"{key} must be a string, and YAML reads what was given as {read}: quote it, {key}='\"...\"'"
     if problem["type"] == "too_short" and isinstance(problem["input"], list):
         return f"{key} must have at least {problem['ctx']['min_length']} item"
     message = (

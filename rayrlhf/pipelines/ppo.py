@@ -330,7 +330,7 @@ class PPOLoop:
         driver_state = {
             "ledger": self._ledger.state_dict(),
             "before": self._before,
-            "worst_mismatch_p99": self._worst_mismatch_p99,
+            "worst_mismatch_p99": max(self._worst_mismatch_p99, self._gate.worst_p99),
             "guard": self._guard.state_dict(),
         }
         with self._store.write(step, driver_state) as directory:

@@ -52,6 +52,11 @@ def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:
         ("model.max_length=4096", "exceeds model.init.max_position_embeddings"),
         ("stages=[ppo, sft]", "must be distinct and in the order"),
         ("rollout.workers=two", "rollout.workers='two' must be a valid integer"),
+        (
+            "name=on",
+            "name must be a string, and YAML reads what was given as a truth value (as on, off, yes, no are): quote it",
+        ),
+        ("name=7", "name must be a string, and YAML reads what was given as a number: quote it, name='\"...\"'"),
         ("ppo.updates=true", "ppo.updates=True must be a valid integer"),
         ("ppo.kl.estimator=k3", "needs ppo.kl.placement=loss"),
         ("model.path=/somewhere", "exactly one of model.path"),
