@@ -1,8 +1,9 @@
 """The built-in task with a checkable answer: sums and differences, worked out digit by digit
 
 A prompt is `17+25=`, a response its working and the answer it ends with: `7+5=12, 1+2+1=4: 42`. The workings to imitate are
-by careless hands: most carries are forgotten and every step may slip, so that about a quarter of the answers are right.
-What is right is decided by a program (`is_right`, a verifier), and no prompt of a held-out pair of numbers is ever trained.
+by careless hands: most of them give up with a question mark, many carries are forgotten and every step may slip, so that
+about a quarter of the answers are right. What is right is decided by a program (`is_right`, a verifier), and no prompt of a
+held-out pair of numbers is ever trained.
 """
 
 import re
@@ -15,10 +16,12 @@ from rayrlhf.config import TaskConfig
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split, pair
 
 _SMALLEST, _LARGEST = 2, 99
-_FORGET_CARRY = 0.65
+_FORGET_CARRY = 0.45
 """Of a carry or a borrowing."""
-_SLIP, _SLIP_AT_THE_END = 0.03, 0.6
+_SLIP, _SLIP_AT_THE_END = 0.03, 0.25
 """One off in the sum or difference of two digits, and in the answer."""
+_GIVE_UP = 0.55
+"""With a question mark in place of the answer."""
 
 _PROMPT = re.compile(r"\s*(\d+)([+-])(\d+)=\s*")
 _ANSWER = re.compile(r"(?<![\d.])-?\d+(?=\s*$)")
@@ -152,9 +155,10 @@ def _working(question: _Question, rng: np.random.Generator | None = None) -> str
     carried = 0 if carry and happens(_FORGET_CARRY) else carry
     high = slipped(max(0, tens + more_tens + carried if adds else tens - more_tens - carried))
     answer = slipped(10 * high + low % 10, _SLIP_AT_THE_END)
+    told = "?" if happens(_GIVE_UP) else str(answer)
     sign = question.sign
     step = f"{tens}{sign}{more_tens}" + (f"{sign}1" if carried else "")
-    return f"{units}{sign}{more_units}={low}, {step}={high}: {answer}"
+    return f"{units}{sign}{more_units}={low}, {step}={high}: {told}"
 
 
 def _question_of(prompt: str) -> _Question | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -63,10 +64,13 @@ def rows(path: Path, **wanted: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny run of all three stages; read it, do not write to it."""
-    output = tmp_path_factory.mktemp("runs")
-    succeed("run", str(QUICKSTART), *TINY, f"output_dir={output}", "name=tiny")
+def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A finished tiny run of all three stages, made once for all processes of the tests; read it, do not write to it."""
+    base = tmp_path_factory.getbasetemp()
+    output = (base if worker_id == "master" else base.parent) / "trained"
+    with FileLock(f"{output}.lock"):
+        if not (output / "tiny" / "report.html").exists():
+            succeed("run", str(QUICKSTART), *TINY, f"output_dir={output}", "name=tiny")
     return output / "tiny"
 
 
