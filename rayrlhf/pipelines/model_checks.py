@@ -7,6 +7,7 @@ from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import ModelError
 from rayrlhf.models.checks import check_backbone, check_init, check_policy, check_scorer
 from rayrlhf.models.classes import decoder_config
+from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.models.load import check_model_dir, read_config, reason_of
 from rayrlhf.rollout.limits import check_engine
 
@@ -36,7 +37,9 @@ def check_engine_limits(config: RunConfig, *, device: str) -> None:
     """ModelError where vLLM could not sample from the policy on `device`."""
     if "ppo" in config.stages:
         origin = f"the policy {config.model.path}" if config.model.path is not None else "the model of model.init"
-        check_engine(policy_config(config), origin=origin, device=device if config.device == "auto" else config.device)
+        device = device if config.device == "auto" else config.device
+        dtype = resolve_dtype_name(config.rollout.dtype, device)
+        check_engine(policy_config(config), origin=origin, device=device, dtype=dtype)
 
 
 def policy_config(config: RunConfig) -> PretrainedConfig:

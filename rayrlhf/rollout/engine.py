@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from rayrlhf.config import RolloutConfig, SamplingConfig
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.rollout.environment import engine_environment, runs_eagerly
+from rayrlhf.rollout.limits import keeps_states
 from rayrlhf.rollout.wording import reason_of
 from rayrlhf.types import PolicyVersion, RolloutRequest, Trajectory, VersionSpan, WeightManifest
 
@@ -198,6 +200,10 @@ class RolloutEngine:
         return spans
 
 
+def _keeps_states(model_dir: str) -> bool:
+    return keeps_states(AutoConfig.from_pretrained(model_dir))
+
+
 def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: str, seed: int) -> "LLM":
     for name, value in engine_environment(rollout, device=device).items():
         os.environ.setdefault(name, value)
@@ -229,7 +235,8 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             weight_transfer_config={"backend": TRANSFER_BACKEND},
             # A prompt read in parts draws a token too many, which vLLM takes back from CUDA's generators alone.
             enable_chunked_prefill=False if device == "cpu" else None,
-            enable_prefix_caching=rollout.prefix_caching,
+            # What a model with states caches of a prefix, it can only go on with in parts.
+            enable_prefix_caching=rollout.prefix_caching and not (device == "cpu" and _keeps_states(model_dir)),
             enforce_eager=runs_eagerly(rollout, device=device),
             max_num_seqs=rollout.max_num_seqs,
             gpu_memory_utilization=rollout.gpu_memory_utilization,

@@ -1,6 +1,6 @@
 """vLLM's own weight-transfer interface over object-store buckets, so that another backend stays a configuration choice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,10 +74,11 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
             ) from error
         tensors.commit()
         expected = [name for name, _ in self.model.named_parameters() if name not in self._tied]
-        half_loaded = set(_half_loaded(self.model, claimed=set(loaded or ())))
+        claimed = _first_names(self.model, expected if loaded is None else loaded)
+        half_loaded = set(_half_loaded(self.model, claimed=claimed if loaded is not None else set()))
         parameters = WeightUpdate(manifest.version, expected=expected, noun="engine parameter")
         # A checkpoint may hold buffers too, such as the constants of an activation; vLLM takes them over as they come.
-        parameters.consume(sorted(set(expected if loaded is None else loaded) - half_loaded - self._buffers))
+        parameters.consume(sorted(claimed - half_loaded - self._buffers))
         parameters.commit()
 
     def finish_weight_update(self) -> None:
@@ -91,6 +92,14 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreU
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+def _first_names(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """The names under which `named_parameters` counts them: in a module that hangs in two places each has two names."""
+    first: dict[int, str] = {}
+    places = {path: first.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
+    split = (name.rpartition(".") for name in names)
+    return {f"{places.get(path, path)}{dot}{leaf}" for path, dot, leaf in split}
 
 
 def _tied_parameters(model: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Every causal architecture that transformers and this vLLM share: engine against learner before and after an update.
 
-    python tests/benchmarks/architectures.py [MODEL_TYPE ...] [--output FILE]
+    python tests/benchmarks/architectures.py [MODEL_TYPE ...] [--dtype bfloat16] [--output FILE]
 
 Each model is made tiny and random, with weights large enough for faults to show, in a process of its own. `before` is
 the loader from disk, `after` the path of published weights, `stale` what an engine that kept the old weights would show.
@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rayrlhf.config import RolloutConfig, SamplingConfig
 from rayrlhf.data.batching import collate
 from rayrlhf.errors import RayrlhfError
 from rayrlhf.models.checkpoint_names import CheckpointNames
+from rayrlhf.models.device import resolve_dtype
 from rayrlhf.models.forward import policy_forward
 from rayrlhf.models.load import load_policy
 from rayrlhf.rollout.engine import RolloutEngine
@@ -39,7 +41,6 @@ from rayrlhf.weights.codec import pack_buckets
 from rayrlhf.weights.manifest import plan_buckets
 
 VOCAB, LENGTH, SECONDS = 128, 128, 150.0
-ROLLOUT = RolloutConfig(threads=1, kv_cache_gib=0.0625)
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -92,6 +93,11 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 32},
     "mamba2": {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1},
     "glm4_moe": {"head_dim": 32},
+    # Fields of the published configurations that transformers' classes do not name, and vLLM reads.
+    "afmoe": {"score_func": "sigmoid"},
+    "glm4_moe_lite": {"first_k_dense_replace": 1},
+    "hy_v3": {"first_k_dense_replace": 1},
+    "lfm2": {"block_dim": 64, "block_ff_dim": 96, "conv_dim": 64, "conv_dim_out": 64},
     "deepseek_v3": {"topk_method": "noaux_tc"},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "gptj": {"rotary_dim": 32},
@@ -182,14 +188,14 @@ def learner_logprobs(model: Any, rows: list[Trajectory]) -> list[np.ndarray]:
     return [logprobs[i][batch.loss_mask[i]].numpy() for i in range(len(rows))]
 
 
-def compare(model_type: str) -> Row:
+def compare(model_type: str, rollout: RolloutConfig) -> Row:
     """Before, after and stale, or why not."""
     started = time.monotonic()
     seen: dict[str, Mismatch] = {}
     said = ""
     try:
         with tempfile.TemporaryDirectory() as directory:
-            _compare(Path(directory), model_type, seen)
+            _compare(Path(directory), model_type, seen, rollout)
     except RayrlhfError as error:
         said = str(error)
     except Exception as error:  # noqa: BLE001  (whatever a library raises is a row of the table)
@@ -198,15 +204,15 @@ def compare(model_type: str) -> Row:
     return Row(model_type=model_type, said=said, seconds=time.monotonic() - started, **seen)
 
 
-def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch]) -> None:
+def _compare(directory: Path, model_type: str, seen: dict[str, Mismatch], rollout: RolloutConfig) -> None:
     tiny_policy(directory, model_type)
     model = learner_policy(directory)
     old = copy.deepcopy(model)
-    names = CheckpointNames(model, dtype=torch.float32)
+    names = CheckpointNames(model, dtype=resolve_dtype(rollout.dtype, torch.device("cpu")))
     engine = RolloutEngine(
         str(directory),
         sampling=SamplingConfig(max_new_tokens=24),
-        rollout=ROLLOUT,
+        rollout=rollout,
         max_length=LENGTH,
         device="cpu",
         eos_token_ids=[1],
@@ -264,14 +270,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model_types", nargs="*", help="default: all that both libraries have")
     parser.add_argument("--output", type=Path, help="where each row is appended, as JSON")
+    parser.add_argument("--dtype", default="float32", help="of the engine")
     arguments = parser.parse_args()
-    for name, value in engine_environment(ROLLOUT, device="cpu").items():
+    rollout = RolloutConfig(threads=1, kv_cache_gib=0.0625, dtype=arguments.dtype)
+    for name, value in engine_environment(rollout, device="cpu").items():
         os.environ.setdefault(name, value)
     torch.set_num_threads(1)
     import vllm  # noqa: F401  (once, for all processes forked from this one)
 
     for model_type in arguments.model_types or shared_types():
-        row = apart(compare, model_type)
+        row = apart(partial(compare, rollout=rollout), model_type)
         print(row, flush=True)
         if arguments.output:
             with arguments.output.open("a") as file:

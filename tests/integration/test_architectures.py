@@ -16,8 +16,8 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="measures vLLM's CPU build"),
 ]
 
-DENSE = ("llama", "qwen2")
-EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe")
+DENSE = ("llama", "qwen2", "gemma2")
+EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "mellum")
 
 
 @pytest.fixture(scope="module")
