@@ -99,6 +99,7 @@ OWN: dict[str, dict[str, Any]] = {
     "hy_v3": {"first_k_dense_replace": 1},
     "lfm2": {"block_dim": 64, "block_ff_dim": 96, "conv_dim": 64, "conv_dim_out": 64},
     "deepseek_v3": {"topk_method": "noaux_tc"},
+    "llama4_text": {"num_experts_per_tok": 1},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "gptj": {"rotary_dim": 32},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": None},
