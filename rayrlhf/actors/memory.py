@@ -1,5 +1,6 @@
 """What the processes of a run take on the nodes of a cluster it has joined, where they are no children of the driver."""
 
+import os
 from typing import Any
 
 import ray
@@ -7,7 +8,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf.actors.placement import QUIET, end, spawn
-from rayrlhf.telemetry.memory import bytes_with_environment
+from rayrlhf.telemetry.memory import bytes_below
 
 _JOB_VARIABLE = "RAY_JOB_ID"
 """What Ray starts every worker of a job with."""
@@ -18,8 +19,8 @@ class NodeMemoryActor:
     """Reads the memory of one node."""
 
     def job_bytes(self, job_id: str) -> int:
-        """Bytes in use by the job's processes here."""
-        return bytes_with_environment(_JOB_VARIABLE, job_id)
+        """Bytes in use by the job's processes here: children of the node's raylet, as this one is."""
+        return bytes_below(os.getppid(), _JOB_VARIABLE, job_id)
 
 
 class ClusterMemory:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 
 import psutil
@@ -40,7 +40,10 @@ class MemorySampler:
 
     def sample(self) -> int:
         """Bytes in use now."""
-        total = _sum([psutil.Process(), *psutil.Process().children(recursive=True)])
+        total = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += _resident(process)
         with self._reading:
             total += self._elsewhere()
         self.current_bytes = total
@@ -53,27 +56,21 @@ class MemorySampler:
             self.sample()
 
 
-def bytes_with_environment(name: str, value: str) -> int:
-    """Bytes in use by the processes of this machine that were started with an environment variable of that value."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # another user's process, or one that has ended: neither is the run's
-            if process.environ().get(name) == value:
-                found.append(process)
-    return _sum(found)
-
-
-def _sum(processes: Iterable[psutil.Process]) -> int:
-    """Proportional set sizes, so that a page shared by n processes counts 1/n in each."""
+def bytes_below(parent: int, name: str, value: str) -> int:
+    """Bytes in use by those descendants of a process that were started with that environment variable."""
     total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += _resident(process)
+    for process in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
+            if process.environ().get(name) == value:
+                total += _resident(process)
     return total
 
 
 def _resident(process: psutil.Process) -> int:
-    """The process's share of physical memory; its whole resident set where the system tells no shares."""
+    """The process's share of physical memory, so that a page shared by n processes counts 1/n in each.
+
+    Its whole resident set where the system tells no shares.
+    """
     try:
         info = process.memory_full_info()
     except psutil.AccessDenied:

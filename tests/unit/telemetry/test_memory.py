@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from rayrlhf.telemetry.memory import MemorySampler, bytes_with_environment
+from rayrlhf.telemetry.memory import MemorySampler, bytes_below
 
 MIB = 2**20
 
@@ -88,8 +88,12 @@ def test_what_is_elsewhere_counts_until_something_else_is_watched():
     assert sampler.sample() < 2 * own
 
 
-def test_processes_are_found_by_what_they_were_started_with():
-    assert bytes_with_environment("A_JOB_OF_THESE_TESTS", "one") == 0
+def test_descendants_are_told_apart_by_what_they_were_started_with():
+    def found() -> int:
+        return bytes_below(os.getpid(), "A_JOB_OF_THESE_TESTS", "one")
+
+    assert found() == 0
     block = f"block = b'x' * {100 * MIB}"
-    with child(block, A_JOB_OF_THESE_TESTS="one"), child(block, A_JOB_OF_THESE_TESTS="two"):
-        assert 100 * MIB < bytes_with_environment("A_JOB_OF_THESE_TESTS", "one") < 150 * MIB
+    with child(block, A_JOB_OF_THESE_TESTS="one") as ours, child(block, A_JOB_OF_THESE_TESTS="two"):
+        assert 100 * MIB < found() < 150 * MIB
+        assert bytes_below(ours.pid, "A_JOB_OF_THESE_TESTS", "one") == 0
