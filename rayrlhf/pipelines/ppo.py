@@ -32,6 +32,7 @@ from rayrlhf.pipelines.gate import ParityGate
 from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.prompts import PromptSet
 from rayrlhf.telemetry.console import Progress, evaluation_line
+from rayrlhf.telemetry.wording import nothing_to_learn
 from rayrlhf.types import RolloutRequest, SampleId
 
 
@@ -78,6 +79,7 @@ class PPOLoop:
         self._phase_seconds: dict[int, dict[str, float]] = {}
         self._before: dict[str, float] = {}
         self._worst_mismatch_p99 = 0.0
+        self._warned = False
 
     async def run(self) -> dict[str, Any]:
         """Train to the last update and export; returns the stage's part of the summary."""
@@ -237,6 +239,7 @@ class PPOLoop:
             metrics = recorded | await self._learner.update(step)
             trained = time.monotonic()
             self._ledger.train(step, (sample_id for chunk in chunks for sample_id in chunk.sample_ids))
+            self._warn_once(nothing_to_learn(metrics, self._config.ppo.advantage, update=step + 1))
             metrics |= await self._publish()
             if self._gate.due(step + 1):
                 metrics |= await self._gate.check(step + 1, origin="updated")
@@ -348,6 +351,11 @@ class PPOLoop:
             "perf/restarts_rollout": float(restarts["rollout"]),
             "perf/restarts_scoring": float(restarts["scoring"]),
         }
+
+    def _warn_once(self, warning: str | None) -> None:
+        if warning is not None and not self._warned:
+            self._warned = True
+            self._context.console.warn(warning)
 
     def _restarts(self) -> dict[str, int]:
         return {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts}

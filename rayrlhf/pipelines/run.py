@@ -288,6 +288,6 @@ def _show_outcome(console: Console, config: RunConfig, summary: dict[str, Any]) 
             ppo["pass_rate_after"],
         ):
             told += f", gold {ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f} (best {ppo['gold_best']:.3f})"
-        told += f", KL {ppo['kl_to_reference']:.2f} nats"
+        told += f", KL {ppo['kl_to_reference']:z.2f} nats"
         rows.append([f"ppo: {words.algorithm}", told, f"{ppo['wall_seconds']:.0f} s"])
     console.table("outcome", ["stage", "result", "time"], rows)

@@ -108,7 +108,7 @@ class OveroptimizationGuard:
 
     def _told(self, now: Observation, peak: Observation, errors: float) -> str:
         return (
-            f"the judge has fallen from {np.mean(peak.judged):.3f} at step {peak.step} (KL {peak.kl:.1f}) to "
-            f"{np.mean(now.judged):.3f} at step {now.step} (KL {now.kl:.1f}), {min(errors, 1e6):.1f} standard errors, while "
+            f"the judge has fallen from {np.mean(peak.judged):.3f} at step {peak.step} (KL {peak.kl:z.1f}) to "
+            f"{np.mean(now.judged):.3f} at step {now.step} (KL {now.kl:z.1f}), {min(errors, 1e6):.1f} standard errors, while "
             f"the proxy went from {peak.proxy:.2f} to {now.proxy:.2f}"
         )

@@ -20,7 +20,7 @@ _SHOWN = {
     "reward/pass_rate": ("right", "{:.0%}"),
     "reward/score": ("score", "{:.2f}"),
     "reward/gold": ("gold", "{:.3f}"),
-    "kl/reference": ("kl", "{:.2f}"),
+    "kl/reference": ("kl", "{:z.2f}"),
 }
 """The figures of a progress line, by metric name."""
 
@@ -31,7 +31,7 @@ _EVALUATED = {
     "eval/pass_rate": ("right", "{:.1%}"),
     "eval/score": ("score", "{:.2f}"),
     "eval/gold": ("gold", "{:.3f}"),
-    "eval/kl": ("KL", "{:.2f} nats"),
+    "eval/kl": ("KL", "{:z.2f} nats"),
 }
 """The figures of an evaluation's line, by metric name."""
 

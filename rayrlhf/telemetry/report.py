@@ -126,7 +126,7 @@ def _objective_tiles(record: RunRecord, facts: Row) -> list[str]:
     if facts.get("gold_before") is not None and facts.get("gold_after") is not None and not record.gold_is_score:
         found.append(_gold_tile(facts, words.course))
     if facts.get("kl_to_reference") is not None:
-        found.append(tile("KL to the reference", f"{facts['kl_to_reference']:.2f}", "nats per response"))
+        found.append(tile("KL to the reference", f"{facts['kl_to_reference']:z.2f}", "nats per response"))
     return found
 
 

@@ -231,4 +231,4 @@ def _values(evaluation: Evaluation | None, what: Literal["score", "gold"]) -> di
 
 
 def _at_kl(row: Row) -> str:
-    return f" at KL {row['eval/kl']:.1f}" if row.get("eval/kl") is not None else ""
+    return f" at KL {row['eval/kl']:z.1f}" if row.get("eval/kl") is not None else ""

@@ -59,6 +59,17 @@ def wording(config: Mapping[str, Any], *, sft: bool, right_or_wrong: bool) -> Wo
     )
 
 
+def nothing_to_learn(metrics: Mapping[str, float], advantage: str, *, update: int) -> str | None:
+    """What to say of an update in which a group estimator learnt nothing, with what to look at; None of any other."""
+    if advantage not in ("grpo", "rloo") or metrics.get("reward/groups_equal") != 1.0:
+        return None
+    return (
+        f"In update {update} the responses to each prompt all scored alike, so that {_ALGORITHMS[advantage]} had nothing to "
+        f"learn from them. samples.jsonl shows them: do the rewards tell any answer from another, and are the prompts too "
+        f"easy or too hard?"
+    )
+
+
 def _judge(config: Mapping[str, Any], *, right_or_wrong: bool) -> str:
     terms = config.get("ppo", {}).get("rewards") or [{"kind": "model"}]
     kinds = {term.get("kind") for term in terms}

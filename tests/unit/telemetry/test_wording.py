@@ -1,9 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from rayrlhf.config import load_config
-from rayrlhf.telemetry.wording import Wording, wording
+from rayrlhf.telemetry.wording import Wording, nothing_to_learn, wording
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -46,3 +47,21 @@ def test_no_sft_policy_where_there_was_none() -> None:
 
 def test_an_empty_configuration_is_spoken_of_as_the_defaults() -> None:
     assert wording({}, sft=True, right_or_wrong=False) == Wording()
+
+
+@pytest.mark.parametrize(
+    ("equal", "advantage", "told"),
+    [
+        (1.0, "grpo", "In update 3 .* GRPO had nothing to learn"),
+        (1.0, "rloo", "RLOO had nothing to learn"),
+        (0.99, "grpo", None),
+        (1.0, "reinforce", None),
+        (1.0, "gae", None),
+        (None, "grpo", None),
+    ],
+)
+def test_an_update_whose_groups_are_all_equal_is_told_of_a_group_estimator(
+    equal: float | None, advantage: str, told: str | None
+) -> None:
+    said = nothing_to_learn({} if equal is None else {"reward/groups_equal": equal}, advantage, update=3)
+    assert said is None if told is None else re.search(told, said or "")
