@@ -13,8 +13,8 @@ signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == "background" else 
 obey_termination()
 
 async def wait():
-    print("waiting", flush=True)
     try:
+        print("waiting", flush=True)
         await asyncio.sleep(60)
     finally:
         print("unwound", flush=True)
