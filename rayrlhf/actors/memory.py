@@ -5,9 +5,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayrlhf.actors.placement import QUIET, end, spawn
+from rayrlhf.actors.placement import clerk_options, end, spawn
 from rayrlhf.telemetry.memory import bytes_below
 
 _JOB_VARIABLE = "RAY_JOB_ID"
@@ -40,7 +39,7 @@ class ClusterMemory:
             for gone in self._actors.keys() - nodes:
                 del self._actors[gone]
             for node in nodes - self._actors.keys():
-                self._actors[node] = _spawn_on(node)
+                self._actors[node] = spawn(NodeMemoryActor, clerk_options(node))
             asked = {actor.job_bytes.remote(self._job_id): node for node, actor in self._actors.items()}
             answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT)
         except RayError:
@@ -53,12 +52,3 @@ class ClusterMemory:
         except RayError:
             end(self._actors.pop(node))
             return 0
-
-
-def _spawn_on(node: str) -> Any:
-    options = {
-        "num_cpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
-        "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}},
-    }
-    return spawn(NodeMemoryActor, options)

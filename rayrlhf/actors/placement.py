@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf.config import RoleConfig
 
@@ -32,6 +33,15 @@ def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None =
         "memory": int(role.memory_gib * 2**30) or None,
         "resources": dict(role.resources) or None,
         "runtime_env": {"env_vars": env_vars},
+    }
+
+
+def clerk_options(node_id: str) -> dict[str, Any]:
+    """Options of a Ray actor that computes nothing and belongs on one node: no CPUs, no GPU in sight."""
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+        "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}},
     }
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf.actors.calls import MOST_LOSSES, ActorLostError, resolve, resolve_blocking
-from rayrlhf.actors.placement import QUIET, end, spawn
+from rayrlhf.actors.placement import clerk_options, end, spawn
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import RayrlhfError
 from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
@@ -140,10 +139,5 @@ class Recorder:
         self._actor = self._spawn({}, unsure=sorted(self._unanswered))
 
     def _spawn(self, last_steps: dict[str, int], unsure: Collection[Rows] = ()) -> Any:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {
-            "num_cpus": 0,
-            "scheduling_strategy": here,
-            "runtime_env": {"env_vars": {**QUIET, "CUDA_VISIBLE_DEVICES": ""}},
-        }
+        options = clerk_options(ray.get_runtime_context().get_node_id())
         return spawn(RecorderActor, options, self._run_dir, self._wandb_run, last_steps, unsure)

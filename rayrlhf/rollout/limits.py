@@ -38,15 +38,17 @@ _ASSERTED: dict[str, list[tuple[str, Callable[[Any], bool]]]] = {
 _TAKES_NO_WEIGHTS = frozenset({"gpt_oss"})
 """Model types whose loader in vLLM writes past the one that takes new weights, and so into nothing."""
 _LATENT = frozenset(
-    {"axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4", "longcat_flash"}
-)
-"""Model types of vLLM's latent attention, which on CPUs splits and drops what it loaded (`is_deepseek_mla`)."""
+    {
+        "axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4", "kimi_linear",
+        "longcat_flash",
+    }
+)  # fmt: skip
+"""Model types of vLLM's latent attention (`is_deepseek_mla`), which on CPUs splits and drops what it loaded."""
 _CPU_LACKS = {
     **dict.fromkeys(_LATENT, "its latent attention on CPUs takes no new weights"),
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), "its selective scan (Mamba 1) is not built for CPUs"),
-    "kimi_linear": "its latent attention on CPUs takes no new weights",
 }
-"""What vLLM's CPU build cannot do, by model type, as `tests/benchmarks/architectures.py` has seen it."""
+"""What vLLM's CPU build cannot do, by model type."""
 _CPU_BFLOAT16 = frozenset({"qwen3_next"})
 """Model types whose linear attention has a CPU kernel for bfloat16 alone."""
 _STATE_FIELDS = ("mamba_d_state", "mamba_expand", "ssm_state_size", "state_size", "conv_L_cache")
