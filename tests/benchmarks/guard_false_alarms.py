@@ -1,6 +1,6 @@
 """How often the guard trips where nothing is over-optimised: PPO rewarded by the built-in task's gold itself.
 
-    python tests/benchmarks/guard_false_alarms.py OUTPUT_DIR [--seeds 0 1 ... 9] [key.sub=value ...]
+    python tests/benchmarks/guard_false_alarms.py OUTPUT_DIR [key.sub=value ...] [--seeds 0 1 ... 9]
 
 For each seed the quickstart's SFT policy, then PPO with gold as its reward, so that the judge and what is optimised are
 one and every trip is a false alarm. Prints each run's evaluations, trips and largest fall below the peak in standard
