@@ -249,7 +249,7 @@ def main() -> None:
     config = configuration(options.device)
     with tempfile.TemporaryDirectory() as folder:
         make_models(config, Path(folder))
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         run = partial(scoring, config, Path(folder), options.device, options.rounds)
         found = {
             "scoring": asyncio.run(run()),
