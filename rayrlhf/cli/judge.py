@@ -30,11 +30,11 @@ def evaluate_reward(
     """Accuracy, calibration, length, disagreement: a table, evaluation.json and evaluation.html."""
     with clear_errors():
         quiet_libraries()
+        from rayrlhf.report.reward_page import evaluation_rows, write_evaluation_page
         from rayrlhf.reward.judge import judge, save_judged, score_preferences
         from rayrlhf.reward.model import RewardModel
         from rayrlhf.reward.stats import load_stats
         from rayrlhf.telemetry.console import Console
-        from rayrlhf.telemetry.reward_page import evaluation_rows, write_evaluation_page
 
         rows = _preferences(data, probability_key=probability_key, limit=limit)
         model = RewardModel(str(model_dir), device=device, dtype="auto", micro_batch_tokens=8192)
@@ -141,9 +141,9 @@ def audit(
     with clear_errors():
         quiet_libraries()
         from rayrlhf.data.tokenizer import load_tokenizer
+        from rayrlhf.report.reward_page import audit_rows, write_audit_page
         from rayrlhf.reward.audit import audit as examine
         from rayrlhf.telemetry.console import Console
-        from rayrlhf.telemetry.reward_page import audit_rows, write_audit_page
 
         rows = _preferences(data, probability_key=probability_key)
         others = [] if heldout is None else _preferences(heldout, probability_key=probability_key)

@@ -67,8 +67,8 @@ def reward_curve(
         loaded = load_config(config, overrides or [])
         quiet_libraries()
         from rayrlhf.pipelines.curve import learning_curve
+        from rayrlhf.report.reward_page import curve_rows, write_curve_page
         from rayrlhf.telemetry.console import Console
-        from rayrlhf.telemetry.reward_page import curve_rows, write_curve_page
 
         folder, points = learning_curve(loaded, share or [0.125, 0.25, 0.5, 1.0], resume=resume, arguments=sys.argv[1:])
         console = Console()
@@ -112,7 +112,7 @@ def doctor(
 def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder, such as runs/quickstart.")]) -> None:
     """Write report.html of a run, finished or not."""
     from rayrlhf.errors import ConfigError
-    from rayrlhf.telemetry.report import write_report
+    from rayrlhf.report.write import write_report
 
     with clear_errors():
         if not (run_dir / "metrics.jsonl").exists():

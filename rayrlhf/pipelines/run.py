@@ -25,10 +25,10 @@ from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.pipelines.resuming import ResumePlan, demand_begun, plan_resume
 from rayrlhf.pipelines.reward import run_reward
 from rayrlhf.pipelines.supervised import run_sft
+from rayrlhf.report.write import write_report
 from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
 from rayrlhf.telemetry.memory import MemorySampler
-from rayrlhf.telemetry.report import write_report
 from rayrlhf.telemetry.summary import write_summary
 from rayrlhf.telemetry.wording import wording
 

@@ -1,1 +1,1 @@
-"""Everything a person sees of a run: the metric names, the files and W&B, the terminal, the report."""
+"""What is measured of a run, and where it goes: the metric names, the files and W&B, the terminal."""

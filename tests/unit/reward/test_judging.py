@@ -12,11 +12,11 @@ from reward_lab import WORDS, load, packaged, preferences, tokenizer
 from rayrlhf.algorithms.preference_metrics import length_slope
 from rayrlhf.data.schema import Preference, Response, pair
 from rayrlhf.errors import DataError
+from rayrlhf.report.reward_page import audit_rows, evaluation_rows, write_audit_page, write_evaluation_page
 from rayrlhf.reward.audit import audit
 from rayrlhf.reward.batch import score_file
 from rayrlhf.reward.judge import ScoredPreferences, judge, save_judged, score_preferences
 from rayrlhf.reward.stats import Scale, load_stats
-from rayrlhf.telemetry.reward_page import audit_rows, evaluation_rows, write_audit_page, write_evaluation_page
 
 
 def by_hand(rows: list[Preference], scores: list[list[float]], lengths: list[list[int]]) -> ScoredPreferences:

@@ -1,7 +1,7 @@
 """The figures of group estimators and verifiers: right answers over the updates, and what the groups have to teach"""
 
-from rayrlhf.telemetry.report_data import RunRecord
-from rayrlhf.telemetry.report_drawing import BLUE, GREEN, GREY, VIOLET, Curve, Drawn, Panel, draw_panels
+from rayrlhf.report.data import RunRecord
+from rayrlhf.report.drawing import BLUE, GREEN, GREY, VIOLET, Curve, Drawn, Panel, draw_panels
 
 
 def right_answers(record: RunRecord) -> Drawn | None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rayrlhf.telemetry.page import figures, number, table, tile, tiles, write_page
-from rayrlhf.telemetry.report_drawing import VIOLET, Drawn, draw_histograms
-from rayrlhf.telemetry.reward_figures import curve_figures, evaluation_figures
+from rayrlhf.report.drawing import VIOLET, Drawn, draw_histograms
+from rayrlhf.report.page import figures, number, table, tile, tiles, write_page
+from rayrlhf.report.reward_figures import curve_figures, evaluation_figures
 
 Row = dict[str, Any]
 _LESS_LENGTH = ["share", "accuracy", "balanced accuracy"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rayrlhf.telemetry.report_drawing import (
+from rayrlhf.report.drawing import (
     BLUE,
     GOLD,
     GREEN,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from report_lab import PROMPTS, SILENT, write_facts, write_ppo, write_supervised
 
-from rayrlhf.telemetry.report import write_report
-from rayrlhf.telemetry.report_data import read_run
-from rayrlhf.telemetry.report_drawing import Curve, Panel, draw_panels, running_mean
+from rayrlhf.report.data import read_run
+from rayrlhf.report.drawing import Curve, Panel, draw_panels, running_mean
+from rayrlhf.report.write import write_report
 from rayrlhf.telemetry.sinks import MetricsWriter
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

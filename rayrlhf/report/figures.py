@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from rayrlhf.telemetry.pass_figures import groups, right_answers
-from rayrlhf.telemetry.report_data import RunRecord
-from rayrlhf.telemetry.report_drawing import (
+from rayrlhf.report.data import RunRecord
+from rayrlhf.report.drawing import (
     BLUE,
     GOLD,
     GREEN,
@@ -18,7 +17,8 @@ from rayrlhf.telemetry.report_drawing import (
     draw_panels,
     draw_stack,
 )
-from rayrlhf.telemetry.report_verdict import start_spread
+from rayrlhf.report.pass_figures import groups, right_answers
+from rayrlhf.report.verdict import start_spread
 
 _BARS = 80
 _KL_AXIS = "KL to the reference, nats per response (square-root scale)"

@@ -7,12 +7,12 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from rayrlhf.telemetry.report_drawing import Drawn, with_own_ids
+from rayrlhf.report.drawing import Drawn, with_own_ids
 
 
 def write_page(path: Path, *, title: str, subtitle: str, parts: Sequence[str], footer: str) -> Path:
     """Write the parts that are not empty as one page, in one rename."""
-    template = Template(resources.files("rayrlhf.telemetry").joinpath("report.html").read_text(encoding="utf-8"))
+    template = Template(resources.files("rayrlhf.report").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=escape(title),
         subtitle=escape(subtitle),

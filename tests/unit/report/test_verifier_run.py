@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from report_lab import SILENT
-from test_report import page_of
+from test_write import page_of
 
-from rayrlhf.telemetry.report_data import read_run
-from rayrlhf.telemetry.report_verdict import Verdict, judge
+from rayrlhf.report.data import read_run
+from rayrlhf.report.verdict import Verdict, judge
 from rayrlhf.telemetry.sinks import MetricsWriter
 from rayrlhf.telemetry.summary import write_summary
 

@@ -1,8 +1,8 @@
 import pytest
 from report_lab import write_facts, write_ppo
 
-from rayrlhf.telemetry.report_data import read_run
-from rayrlhf.telemetry.report_verdict import judge, start_spread
+from rayrlhf.report.data import read_run
+from rayrlhf.report.verdict import judge, start_spread
 
 
 def verdict_of(tmp_path, path, **options):

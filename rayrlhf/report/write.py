@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from rayrlhf.telemetry.console import format_bytes, format_duration
-from rayrlhf.telemetry.metrics import METRICS
-from rayrlhf.telemetry.page import figures, tile, tiles, write_page
-from rayrlhf.telemetry.report_data import Row, RunRecord, read_run
-from rayrlhf.telemetry.report_figures import (
+from rayrlhf.report.data import Row, RunRecord, read_run
+from rayrlhf.report.figures import (
     objective_figures,
     supervised_figures,
     system_figures,
     update_figures,
 )
-from rayrlhf.telemetry.report_verdict import judge, signed
-from rayrlhf.telemetry.reward_figures import evaluation_figures
+from rayrlhf.report.page import figures, tile, tiles, write_page
+from rayrlhf.report.reward_figures import evaluation_figures
+from rayrlhf.report.verdict import judge, signed
+from rayrlhf.telemetry.console import format_bytes, format_duration
+from rayrlhf.telemetry.metrics import METRICS
 
 _EXAMPLES = 10
 """Prompts shown at once; the others open on a click."""

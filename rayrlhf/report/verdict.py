@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from rayrlhf.telemetry.report_data import Evaluation, Row, RunRecord
+from rayrlhf.report.data import Evaluation, Row, RunRecord
 
 _STANDARD_ERRORS = 3.0
 """A change counts beyond this many standard errors of the paired differences: the peak is picked among noisy means."""
