@@ -48,21 +48,32 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutRequest:
-    """A leased sample: everything a rollout worker needs to draw it, the same on any worker."""
-
-    sample_id: SampleId
-    prompt_ids: Int32[np.ndarray, "prompt"]
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class VersionSpan:
     """Response tokens `[start, end)` were drawn from weights `version`."""
 
     version: PolicyVersion
     start: int
     end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """The part of a response that another worker drew before it gave the sample away."""
+
+    response_ids: Int32[np.ndarray, "drawn"]
+    rollout_logprobs: Float32[np.ndarray, "drawn"]
+    version_spans: tuple[VersionSpan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """A leased sample: everything a rollout worker needs to draw it, the same on any worker."""
+
+    sample_id: SampleId
+    prompt_ids: Int32[np.ndarray, "prompt"]
+    seed: int
+    begun: Begun | None = None
+    """Where to go on; None: from the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,34 @@ class Trajectory:
     @property
     def min_version(self) -> PolicyVersion:
         return min(span.version for span in self.version_spans)
+
+
+class GroupId(NamedTuple):
+    """Which samples travel together: those of one prompt, at one place of the stream, or a few of an evaluation."""
+
+    stage: str
+    step: int
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}-{self.step}-{self.position}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Samples that are drawn by one worker, scored together and trained in one batch."""
+
+    group_id: GroupId
+    requests: tuple[RolloutRequest, ...]
+    """What is left to draw."""
+    drawn: tuple[Trajectory, ...] = ()
+    """What another worker has drawn to the end already."""
+
+    @property
+    def sample_ids(self) -> tuple[SampleId, ...]:
+        """All its samples, in order."""
+        own = [request.sample_id for request in self.requests] + [t.sample_id for t in self.drawn]
+        return tuple(sorted(own))
 
 
 @dataclass(frozen=True, kw_only=True)

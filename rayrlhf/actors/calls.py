@@ -30,17 +30,26 @@ class LostObjectError(WorkerError):
         """Hexadecimal id of the reference."""
 
 
-async def resolve(ref: Any, *, what: str, timeout: float) -> Any:
+async def resolve(ref: Any, *, what: str, timeout: float, unless: asyncio.Future[Any] | None = None) -> Any:
     """The value of `ref`; DeadlineError after `timeout` seconds, ActorLostError if its process died, or the cause.
 
-    Waits for one remote call, named by `what` in every error; unblocked by its result, its failure or the deadline.
+    Waits for one remote call, named by `what` in every error; unblocked by its result, its failure, the deadline, or the
+    failure of `unless`, which is raised then.
     """
+    answer = asyncio.wrap_future(ref.future())
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(ref.future()), timeout)
-    except TimeoutError:
-        raise DeadlineError(f"Waited {timeout:.0f} s for {what}, in vain.") from None
+        await asyncio.wait(
+            {answer} if unless is None else {answer, unless}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        if answer.done():
+            return await answer
+        if unless is not None and unless.done():
+            await unless
     except RayError as error:
         raise translate(error, what=what) from error
+    finally:
+        answer.cancel()
+    raise DeadlineError(f"Waited {timeout:.0f} s for {what}, in vain.")
 
 
 def resolve_blocking(ref: Any, *, what: str, timeout: float) -> Any:
@@ -68,6 +77,22 @@ async def together(*work: Awaitable[Any]) -> list[Any]:
             first = first.exceptions[0]
         raise first from None
     return [task.result() for task in tasks]
+
+
+async def alongside(work: Coroutine[Any, Any, Result], *services: Coroutine[Any, Any, None]) -> Result:
+    """The result of `work`, while `services` run beside it; the first failure of any cancels all and is raised."""
+    main = asyncio.ensure_future(work)
+    others = [asyncio.ensure_future(service) for service in services]
+    try:
+        await asyncio.wait({main, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for service in others:
+            if service.done():
+                await together(service)
+        return await main
+    finally:
+        for task in (main, *others):
+            task.cancel()
+        await asyncio.gather(main, *others, return_exceptions=True)
 
 
 def repeated_when_lost(

@@ -1,6 +1,6 @@
 """Learner processes: the same calls on every rank, the answer of rank 0."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import WorkerError
 from rayrlhf.learner.process_group import Ranks, free_address, init_process_group
-from rayrlhf.types import Trajectory
+from rayrlhf.types import SampleId, Trajectory
 
 Build = Callable[[RunConfig, Ranks], Any]
 """Makes the plain learner object of one rank; runs inside the learner process."""
@@ -43,9 +43,13 @@ class LearnerActor:
         member = getattr(self._learner, method)
         return member(*args) if callable(member) else member
 
-    def receive(self, *chunks: list[Any]) -> None:
-        """Hold the trajectories of all chunks, in order, for the next call: what is lost is missed before any rank begins."""
-        self._received = [item for chunk in chunks for item in chunk]
+    def receive(self, wanted: Collection[SampleId] | None, *chunks: list[Any]) -> None:
+        """Hold the trajectories of all chunks, or the scored ones that are wanted of them, for the next call.
+
+        What is lost is missed here, before any rank begins.
+        """
+        items = [item for chunk in chunks for item in chunk]
+        self._received = items if wanted is None else [i for i in items if i.trajectory.sample_id in wanted]
 
     def update(self, step: int) -> dict[str, float]:
         """One PPO update on the scored trajectories received."""
@@ -88,9 +92,9 @@ class LearnerGroup:
         """Run `method` on every rank; rank 0's answer."""
         return (await self._all("call", method, *args))[0]
 
-    async def receive(self, chunks: list[Any]) -> None:
+    async def receive(self, wanted: Collection[SampleId], chunks: list[Any]) -> None:
         """Bring every rank what the next update trains on; LostObjectError leaves the learner as it was."""
-        await self._all("receive", *chunks)
+        await self._all("receive", set(wanted), *chunks)
 
     async def update(self, step: int) -> dict[str, float]:
         """One PPO update on what was received; its metrics."""
@@ -99,7 +103,7 @@ class LearnerGroup:
 
     async def mismatch(self, chunks: list[Any]) -> Mismatch:
         """Engine against learner on the trajectories behind the references."""
-        await self.receive(chunks)
+        await self._all("receive", None, *chunks)
         mismatch: Mismatch = (await self._all("mismatch"))[0]
         return mismatch
 

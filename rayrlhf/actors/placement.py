@@ -45,9 +45,12 @@ def clerk_options(node_id: str) -> dict[str, Any]:
     }
 
 
-def spawn(kind: type, options: dict[str, Any], *args: Any) -> Any:
-    """Start an actor of a plain class. Ray never restarts it or repeats its calls: what either means, its pool knows."""
-    return ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options).remote(*args)
+def spawn(kind: type, options: dict[str, Any], *args: Any, name: str | None = None) -> Any:
+    """Start an actor of a plain class, under a name that `ray list actors` shows.
+
+    Ray never restarts it or repeats its calls: what either means, its pool knows.
+    """
+    return ray.remote(kind).options(name=name, max_restarts=0, max_task_retries=0, **options).remote(*args)
 
 
 def end(actor: Any) -> None:

@@ -12,7 +12,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.errors import RayrlhfError
 from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
-from rayrlhf.types import ScoredTrajectory
+from rayrlhf.types import SampleId, ScoredTrajectory
 
 _TIMEOUT = 120.0
 
@@ -36,9 +36,10 @@ class RecorderActor:
         """Write one row of metrics."""
         self._writer.log(stage, step, metrics)
 
-    def samples(self, step: int, *chunks: list[ScoredTrajectory]) -> dict[str, float]:
-        """Write training samples of the ppo stage; answers with what only their texts tell."""
-        scored = [item for chunk in chunks for item in chunk]
+    def samples(self, step: int, wanted: Collection[SampleId], *chunks: list[ScoredTrajectory]) -> dict[str, float]:
+        """Write the wanted training samples of the ppo stage, by name; answers with what only their texts tell."""
+        scored = [item for chunk in chunks for item in chunk if item.trajectory.sample_id in wanted]
+        scored.sort(key=lambda item: item.trajectory.sample_id)
         self._writer.samples(sample_rows("ppo", step, scored))
         return {"rollout/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored])}
 
@@ -47,6 +48,7 @@ class RecorderActor:
     ) -> tuple[dict[str, float], list[float]]:
         """Write held-out samples under `purpose`; answers with their eval/* metrics and what the guard watches."""
         scored = [item for chunk in chunks for item in chunk]
+        scored.sort(key=lambda item: item.trajectory.sample_id)
         self._writer.samples(sample_rows(purpose, step, scored))
         return evaluation_metrics(scored), judged_values(scored)
 
@@ -92,9 +94,10 @@ class Recorder:
         await self._call("log", ("metrics.jsonl", stage, step), stage, step, metrics)
         self.last_steps[stage] = step
 
-    async def samples(self, step: int, chunks: list[Any]) -> dict[str, float]:
-        """Write the training samples behind the references; what only their texts tell."""
-        metrics: dict[str, float] = await self._call("samples", ("samples.jsonl", "ppo", step), step, *chunks)
+    async def samples(self, step: int, wanted: Collection[SampleId], chunks: list[Any]) -> dict[str, float]:
+        """Write the wanted training samples behind the references; what only their texts tell."""
+        rows = ("samples.jsonl", "ppo", step)
+        metrics: dict[str, float] = await self._call("samples", rows, step, set(wanted), *chunks)
         return metrics
 
     async def evaluation(self, purpose: str, step: int, chunks: list[Any]) -> tuple[dict[str, float], list[float]]:

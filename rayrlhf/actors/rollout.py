@@ -1,36 +1,38 @@
-"""Rollout workers: vLLM engines behind Ray, always on the version the driver last published."""
+"""Rollout workers: vLLM engines behind Ray that never stop between steps."""
 
+import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 
-from rayrlhf.actors.calls import LostObjectError, resolve, together
+from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve
 from rayrlhf.actors.placement import actor_options, spawn
-from rayrlhf.actors.pool import ReplicaPool
+from rayrlhf.actors.pool import ReplicaPool, StalledError
+from rayrlhf.actors.replica import Replica, State
+from rayrlhf.actors.routing import RolloutQueue
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import WeightSyncError
+from rayrlhf.errors import DeadlineError, WeightSyncError
 from rayrlhf.rollout.engine import RolloutEngine
 from rayrlhf.rollout.environment import engine_environment
-from rayrlhf.types import PolicyVersion, RolloutRequest, SampleId, Trajectory, WeightManifest
+from rayrlhf.rollout.stream import FinishedGroup, Progress, RolloutStream
+from rayrlhf.telemetry.events import Event
+from rayrlhf.types import Group, PolicyVersion, Trajectory, WeightManifest
 
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutInfo:
-    """What the driver needs to know of a chunk of trajectories it never sees."""
-
-    sample_ids: tuple[SampleId, ...]
-    tokens: int
-    min_version: PolicyVersion
+_POLL_SECONDS = 2.0
+"""A worker answers its driver at least this often, whether anything is finished or not."""
 
 
 class RolloutWorker:
     """One engine in one process."""
 
     def __init__(self, config: RunConfig, model_dir: str, device: str, eos_token_ids: list[int], number: int) -> None:
-        self._make = partial(
+        self._number = number
+        make = partial(
             RolloutEngine,
             model_dir,
             sampling=config.sampling,
@@ -40,23 +42,36 @@ class RolloutWorker:
             eos_token_ids=eos_token_ids,
             seed=config.seed + number,
         )
+        self._stream = RolloutStream(make, max_running=config.rollout.max_num_seqs, on_update=config.rollout.on_update)
+
+    def __repr__(self) -> str:
+        """What Ray puts before each line that the process logs."""
+        return f"rollout-{self._number}"
+
+    def where(self) -> tuple[str, int]:
+        """Its node and process, as soon as Ray has placed it."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def ready(self) -> None:
         """Make the engine: a call can tell why it failed, where a constructor would only leave a dead process."""
-        self._engine = self._make()
+        self._stream.start()
 
-    def generate(self, requests: list[RolloutRequest]) -> tuple[list[Trajectory], RolloutInfo]:
-        """Draw one response for each request, in order."""
-        trajectories = self._engine.generate(requests)
-        return trajectories, RolloutInfo(
-            sample_ids=tuple(t.sample_id for t in trajectories),
-            tokens=sum(len(t.response_ids) for t in trajectories),
-            min_version=min(t.min_version for t in trajectories),
-        )
+    def submit(self, groups: list[Group]) -> None:
+        """Take groups into work."""
+        self._stream.submit(groups)
+
+    def collect(self, wait: float) -> tuple[list[Trajectory], tuple[list[FinishedGroup], Progress]]:
+        """What is finished since the last call, of one stage; waits at most `wait` seconds for something."""
+        trajectories, groups, progress = self._stream.collect(wait)
+        return trajectories, (groups, progress)
+
+    def withdraw(self) -> list[Group]:
+        """Give every unfinished group away."""
+        return self._stream.withdraw()
 
     def apply_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> PolicyVersion:
-        """Load a published version; answers with the version now in force."""
-        return self._engine.apply_weights(manifest, list(buckets))
+        """Bring a published version in force between two decode steps; answers with the version now in force."""
+        return self._stream.apply_weights(manifest, list(buckets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +84,21 @@ class PublishedWeights:
     buckets: tuple[Any, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Finished groups of one stage; `ref` is the list of their trajectories, group after group."""
+
+    ref: Any
+    groups: tuple[FinishedGroup, ...]
+
+    @property
+    def min_version(self) -> PolicyVersion:
+        """Of their oldest token."""
+        return min(group.min_version for group in self.groups)
+
+
 class RolloutPool:
-    """The rollout workers as one: splits requests, follows versions, replaces the dead."""
+    """The rollout workers as one: hands groups out, follows versions, takes back what the dead had in work."""
 
     def __init__(
         self,
@@ -80,65 +108,219 @@ class RolloutPool:
         device: str,
         eos_token_ids: list[int],
         republish: Callable[[], Awaitable[PublishedWeights]],
-        tell: Callable[[str], None],
+        on_loss: Callable[[Sequence[Group]], Sequence[Group]],
+        tell: Callable[[Event], None],
     ) -> None:
-        """`republish` makes the current version's buckets anew, where they are lost before a worker has them."""
-        self._published: PublishedWeights | None = None
-        self._republish = republish
-        self._timeout = config.rollout.call_timeout
+        """`republish` makes the current version's buckets anew, where they are lost before a worker has them.
+
+        `on_loss` hears of the groups of the ppo stage that a lost worker had in work, and answers with what is to be drawn
+        in their place.
+        """
         options = actor_options(config.rollout, device=device, env=engine_environment(config.rollout, device=device))
+        options["max_concurrency"] = 8
+        self._config = config.rollout
+        self._republish = republish
+        self._on_loss = on_loss
+        self._published: PublishedWeights | None = None
+        self._published_anew = asyncio.Condition()
+        self._queue = RolloutQueue(depth=config.rollout.max_num_seqs)
+        self._finished: asyncio.Queue[Drawn] = asyncio.Queue()
+        self._asked: dict[str, asyncio.Queue[Drawn]] = {}
+        self._submitting: set[asyncio.Future[None]] = set()
+        # A moved response goes on with other random numbers: where runs are to be repeated exactly, it ends where it is.
+        self._moves = config.ppo.max_staleness > 0
         self.pool = ReplicaPool(
-            role="rollout",
+            "rollout",
+            config.rollout,
             size=config.rollout.workers,
-            spawn=lambda number: spawn(RolloutWorker, options, config, model_dir, device, eos_token_ids, number),
-            prepare=self._catch_up,
-            start_timeout=config.rollout.start_timeout,
-            call_timeout=config.rollout.call_timeout,
-            max_restarts=config.rollout.max_restarts,
+            spawn=lambda number: spawn(
+                RolloutWorker,
+                options,
+                *(config, model_dir, device, eos_token_ids, number),
+                name=f"{config.name}/rollout-{number}",
+            ),
+            bring_up=self._catch_up,
+            serve=self._serve,
+            on_loss=self._lose,
             tell=tell,
         )
 
-    async def start(self) -> None:
-        """Start the engines; returns when all can generate."""
-        await self.pool.start()
+    # -- what the loop asks of it -----------------------------------------------------------------------------------
 
-    async def generate(
-        self, requests: Sequence[RolloutRequest], *, on_loss: Callable[[list[SampleId]], None]
-    ) -> list[tuple[Any, RolloutInfo]]:
-        """Draw all requests; a reference to each worker's trajectories, with what they are.
+    async def room(self) -> None:
+        """Wait until a worker would begin another group at once."""
+        async with self.pool.changed:
+            await self.pool.changed.wait_for(lambda: self._queue.room(self.pool.serving))
 
-        `on_loss` hears of the samples whose worker died, before they are drawn again under the same names and seeds.
-        """
+    def submit(self, groups: Sequence[Group], version: PolicyVersion) -> None:
+        """Have groups drawn by workers of at least `version`."""
+        self._queue.add(groups, version)
+        self._hand_out()
 
-        async def draw(part: list[RolloutRequest]) -> tuple[Any, RolloutInfo]:
-            ids = [request.sample_id for request in part]
-            return await self.pool.call("generate", part, on_loss=lambda: on_loss(ids))
+    async def finished(self) -> Drawn:
+        """The next groups of the ppo stage that are drawn; waits for them as long as it takes."""
+        return await self._finished.get()
 
-        share = -(-len(requests) // self.pool.size)
-        parts = [list(requests[i : i + share]) for i in range(0, len(requests), share)]
-        return await together(*(draw(part) for part in parts))
-
-    async def apply(self, weights: PublishedWeights) -> None:
-        """Bring every worker to `weights`; WeightSyncError when one acknowledges another version."""
-        self._published = weights
+    async def generate(self, groups: Sequence[Group], version: PolicyVersion) -> list[Drawn]:
+        """Draw groups of another stage, all under the version that workers have, at least `version`, before any other work."""
+        stage = groups[0].group_id.stage
+        self._asked[stage] = asyncio.Queue()
         try:
-            acknowledged = await self.pool.broadcast("apply_weights", weights.manifest, *weights.buckets)
-        except LostObjectError:
-            self._published = weights = await self._republish()
-            acknowledged = await self.pool.broadcast("apply_weights", weights.manifest, *weights.buckets)
-        wrong = [version for version in acknowledged if version not in (None, weights.version)]
-        if wrong:
-            raise WeightSyncError(f"A rollout worker acknowledged version {wrong[0]} instead of {weights.version}.")
+            self.submit(groups, version)
+            parts: list[Drawn] = []
+            while sum(len(part.groups) for part in parts) < len(groups):
+                what = f"{len(groups)} groups of {stage} to be drawn"
+                try:
+                    async with asyncio.timeout(self._config.call_timeout):
+                        parts.append(await self._asked[stage].get())
+                except TimeoutError:
+                    raise DeadlineError(f"Waited {self._config.call_timeout:.0f} s for {what}, in vain.") from None
+            return parts
+        finally:
+            del self._asked[stage]
 
-    async def _catch_up(self, handle: Any) -> None:
-        if self._published is None:
+    async def publish(self, weights: PublishedWeights) -> None:
+        """Have every worker load `weights` between two of its steps; returns at once."""
+        async with self._published_anew:
+            self._published = weights
+            self._published_anew.notify_all()
+
+    async def settled(self) -> None:
+        """Wait until every serving worker has acknowledged the published version."""
+
+        def current() -> bool:
+            serving = self.pool.serving
+            return bool(serving) and all(r.version == self._version for r in serving)
+
+        async with self.pool.changed:
+            try:
+                async with asyncio.timeout(self._config.call_timeout):
+                    await self.pool.changed.wait_for(current)
+            except TimeoutError:
+                late = [r.number for r in self.pool.serving if r.version != self._version]
+                raise DeadlineError(
+                    f"Waited {self._config.call_timeout:.0f} s for rollout worker {late[0] if late else 'any'} to load version "
+                    f"{self._version}, in vain."
+                ) from None
+
+    def tokens_per_second(self) -> float:
+        """Response tokens that all workers together draw in a second of drawing, since the last call."""
+        return self._queue.tokens_per_second()
+
+    # -- one worker's service ---------------------------------------------------------------------------------------
+
+    @property
+    def _version(self) -> PolicyVersion:
+        return 0 if self._published is None else self._published.version
+
+    async def _catch_up(self, replica: Replica) -> None:
+        """Bring a new worker to the published version, whatever is published meanwhile."""
+        replica.version = 0
+        while self._published is not None and replica.version != self._version:
+            await self._load(replica)
+
+    async def _serve(self, replica: Replica) -> None:
+        self._queue.join(replica.number)
+        following = asyncio.ensure_future(self._follow(replica))
+        try:
+            self._hand_out()
+            drawing = asyncio.ensure_future(self._draw(replica))
+            await asyncio.wait({following, drawing}, return_when=asyncio.FIRST_COMPLETED)
+            await (following if following.done() else drawing)
+        finally:
+            following.cancel()
+
+    async def _draw(self, replica: Replica) -> None:
+        """Take finished groups from a worker until it has drained; StalledError where it makes no progress."""
+        loop = asyncio.get_running_loop()
+        moved_at, moved = loop.time(), -1
+        while replica.state is State.SERVING or self._queue.load(replica.number):
+            ref, (groups, progress) = await self._collect(replica)
+            self._queue.progress(replica.number, progress, loop.time())
+            if progress.steps != moved or not progress.samples:
+                moved_at, moved = loop.time(), progress.steps
+            elif loop.time() - moved_at > self._config.stall_timeout:
+                raise StalledError(
+                    f"{self.pool.name(replica, 'drawing')} makes no progress: {progress.samples} samples in work, and no token "
+                    f"for {loop.time() - moved_at:.0f} s."
+                )
+            if groups:
+                self._queue.take(replica.number, groups)
+                drawn = Drawn(ref=ref, groups=tuple(groups))
+                stage = groups[0].group_id.stage
+                await (self._finished if stage == "ppo" else self._asked[stage]).put(drawn)
+            if replica.state is State.DRAINING and self._moves and self._queue.load(replica.number):
+                await self._move(replica)
+            self._hand_out()
+            async with self.pool.changed:
+                self.pool.changed.notify_all()
+
+    async def _move(self, replica: Replica) -> None:
+        """Take what a worker has in work away, with what is drawn of it, for others to go on with."""
+        what = self.pool.name(replica, "giving its work away")
+        groups = await resolve(replica.handle.withdraw.remote(), what=what, timeout=self._config.stall_timeout)
+        self._queue.move(replica.number, groups)
+
+    async def _collect(self, replica: Replica) -> tuple[Any, tuple[list[FinishedGroup], Progress]]:
+        refs = replica.handle.collect.options(num_returns=2).remote(_POLL_SECONDS)
+        try:
+            timeout = _POLL_SECONDS + self._config.stall_timeout
+            return refs[0], await resolve(refs[1], what=self.pool.name(replica, "drawing"), timeout=timeout)
+        except DeadlineError as silence:
+            raise StalledError(f"{silence} Its process does not answer.") from silence
+        except LostObjectError as loss:
+            raise ActorLostError(f"{loss} What it had finished is gone.") from loss
+
+    async def _follow(self, replica: Replica) -> None:
+        """Load every version that is published."""
+        while True:
+            async with self._published_anew:
+                await self._published_anew.wait_for(lambda: replica.version != self._version)
+            await self._load(replica)
+            async with self.pool.changed:
+                self.pool.changed.notify_all()
+            self._hand_out()
+
+    async def _load(self, replica: Replica) -> None:
+        weights = self._published
+        assert weights is not None
+        what = f"rollout worker {replica.number} to load version {weights.version}"
+        try:
+            ref = replica.handle.apply_weights.remote(weights.manifest, *weights.buckets)
+            acknowledged = await resolve(ref, what=what, timeout=self._config.call_timeout)
+        except LostObjectError:
+            if self._published is weights:
+                self._published = await self._republish()
             return
-        try:
-            await self._load(handle, self._published)
-        except LostObjectError:
-            self._published = await self._republish()
-            await self._load(handle, self._published)
+        if acknowledged != weights.version:
+            raise WeightSyncError(
+                f"Rollout worker {replica.number} acknowledged version {acknowledged} instead of {weights.version}."
+            )
+        replica.version = weights.version
 
-    async def _load(self, handle: Any, weights: PublishedWeights) -> None:
-        ref = handle.apply_weights.remote(weights.manifest, *weights.buckets)
-        await resolve(ref, what=f"a new rollout worker to load version {weights.version}", timeout=self._timeout)
+    def _hand_out(self) -> None:
+        """Give waiting groups to the workers with the least work, as long as they have room."""
+        for replica, groups in self._queue.hand_out(self.pool.serving):
+            task = asyncio.ensure_future(self._submit(replica, groups))
+            self._submitting.add(task)
+            task.add_done_callback(self._submitting.discard)
+
+    async def _submit(self, replica: Replica, groups: list[Group]) -> None:
+        try:
+            ref = replica.handle.submit.remote(groups)
+            what = self.pool.name(replica, "taking groups")
+            await resolve(ref, what=what, timeout=self._config.stall_timeout, unless=replica.loss)
+        except DeadlineError as silence:
+            replica.lose(StalledError(f"{silence} Its process does not answer."))
+        except Exception as error:  # noqa: BLE001 - the worker's life ends with it, and it is told there
+            replica.lose(error)
+
+    def _lose(self, replica: Replica) -> str:
+        """Put what a lost worker had in work back into the queue."""
+        groups = self._queue.leave(replica.number)
+        again = self._on_loss([group for group in groups if group.group_id.stage == "ppo"])
+        others = [group for group in groups if group.group_id.stage in self._asked]
+        self._queue.add([*again, *others], self._version)
+        self._hand_out()
+        samples = sum(len(group.requests) for group in [*again, *others])
+        return f" {samples} samples are drawn again." if samples else ""

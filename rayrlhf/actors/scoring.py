@@ -1,20 +1,31 @@
 """Scoring workers: reward model and reference policy behind Ray."""
 
+import asyncio
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import ray
+
+from rayrlhf.actors.calls import resolve
 from rayrlhf.actors.placement import actor_options, spawn
-from rayrlhf.actors.pool import ReplicaPool
+from rayrlhf.actors.pool import ReplicaPool, StalledError
+from rayrlhf.actors.replica import Replica, State
+from rayrlhf.actors.rollout import Drawn
 from rayrlhf.config import RunConfig
+from rayrlhf.errors import DeadlineError
 from rayrlhf.reward.build import build_scorer
 from rayrlhf.reward.merging import MergingBatcher
+from rayrlhf.telemetry.events import Event
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory
 
-_MERGED = 4096
-"""Trajectories of one pass over the scorer, at most, but for a larger request."""
+_MERGED = 1024
+"""Groups of one pass over the scorer, at most, but for a larger request."""
+_PULSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +42,37 @@ class ScoringInfo:
 class ScoringWorker:
     """One scorer in one process."""
 
-    def __init__(self, config: RunConfig, reward_model_dir: str | None, reference_dir: str, device: str) -> None:
+    def __init__(
+        self, config: RunConfig, reward_model_dir: str | None, reference_dir: str, device: str, number: int
+    ) -> None:
+        self._number = number
         self._make = partial(
             build_scorer, config, reward_model_dir=reward_model_dir, reference_dir=reference_dir, device=device
         )
 
+    def __repr__(self) -> str:
+        """What Ray puts before each line that the process logs."""
+        return f"scoring-{self._number}"
+
+    def where(self) -> tuple[str, int]:
+        """Its node and process, as soon as Ray has placed it."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def pulse(self) -> int:
+        """Passes over the scorer so far: an answer says that the process lives."""
+        return self._batcher.batches
+
     def ready(self) -> None:
         """Load the models: a call can tell why it failed, where a constructor would only leave a dead process."""
         self._scorer = self._make()
-        self._batcher = MergingBatcher(self._scorer.score_each, max_items=_MERGED)
+        self._batcher = MergingBatcher(self._scorer.score_groups, max_items=_MERGED)
 
-    def score(self, trajectories: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
-        """Score the trajectories, in order, but those that cannot be scored; together with what others ask meanwhile."""
+    def score(self, trajectories: list[Trajectory], sizes: Sequence[int]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
+        """Score groups of these sizes, but what cannot be scored, in order; together with what others ask meanwhile."""
         started = time.perf_counter()
-        answers = self._batcher.submit(trajectories)
+        rest = iter(trajectories)
+        groups = [list(islice(rest, size)) for size in sizes]
+        answers = [answer for group in self._batcher.submit(groups) for answer in group]
         scored = [answer for answer in answers if isinstance(answer, ScoredTrajectory)]
         return scored, ScoringInfo(
             sample_ids=tuple(item.trajectory.sample_id for item in scored),
@@ -63,31 +91,36 @@ class ScoringPool:
         reward_model_dir: str | None,
         reference_dir: str,
         device: str,
-        tell: Callable[[str], None],
+        tell: Callable[[Event], None],
     ) -> None:
-        options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 1}
-
+        options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 2}
+        self._config = config.scoring
         self.pool = ReplicaPool(
-            role="scoring",
+            "scoring",
+            config.scoring,
             size=config.scoring.workers,
-            spawn=lambda _: spawn(ScoringWorker, options, config, reward_model_dir, reference_dir, device),
-            prepare=_nothing_to_catch_up,
-            start_timeout=config.scoring.start_timeout,
-            call_timeout=config.scoring.call_timeout,
-            max_restarts=config.scoring.max_restarts,
+            spawn=lambda number: spawn(
+                ScoringWorker,
+                options,
+                *(config, reward_model_dir, reference_dir, device, number),
+                name=f"{config.name}/scoring-{number}",
+            ),
+            serve=self._serve,
             max_pending=config.scoring.max_pending,
             tell=tell,
         )
 
-    async def start(self) -> None:
-        """Load the models; returns when all workers can score."""
-        await self.pool.start()
-
-    async def score(self, trajectories: Any) -> tuple[Any, ScoringInfo]:
-        """Score the chunk behind a reference: a reference to its scored form, with what it is."""
-        ref, info = await self.pool.call("score", trajectories)
+    async def score(self, drawn: Drawn) -> tuple[Any, ScoringInfo]:
+        """Score what was drawn: a reference to its scored form, with what it is."""
+        ref, info = await self.pool.call("score", drawn.ref, [group.samples for group in drawn.groups])
         return ref, info
 
-
-async def _nothing_to_catch_up(_: Any) -> None:
-    """Frozen models have no version to follow."""
+    async def _serve(self, replica: Replica) -> None:
+        """Feel its pulse until it has drained."""
+        while replica.state is State.SERVING or replica.pending:
+            what = self.pool.name(replica, "pulse")
+            try:
+                await resolve(replica.handle.pulse.remote(), what=what, timeout=self._config.stall_timeout)
+            except DeadlineError as silence:
+                raise StalledError(f"{silence} Its process does not answer.") from silence
+            await asyncio.sleep(_PULSE_SECONDS)

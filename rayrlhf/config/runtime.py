@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from rayrlhf.config.base import Node
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+OnUpdate = Literal["recompute", "keep", "drain"]
 
 MIN_OBJECT_STORE_BYTES = 75 * 2**20
 """The smallest object store that Ray starts with."""
@@ -31,6 +32,11 @@ class RoleConfig(Node):
     """Seconds a process may take to become ready."""
     call_timeout: float = Field(default=1800.0, gt=0.0)
     """Seconds one call may take."""
+    stall_timeout: float = Field(default=120.0, gt=0.0)
+    """Seconds a process with work may show no progress before it is replaced."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Replacements of dead processes within `restart_window` seconds before the run gives up."""
+    restart_window: float = Field(default=600.0, gt=0.0)
 
     @property
     def compute_threads(self) -> int:
@@ -54,8 +60,10 @@ class RolloutConfig(RoleConfig):
     enforce_eager: bool | None = None
     """Skip graph compilation; default: true on CPU, false on CUDA."""
     prefix_caching: bool = True
-    max_restarts: int = Field(default=3, ge=0)
-    """Replacements of dead workers before the run gives up."""
+    on_update: OnUpdate = "recompute"
+    """What new weights mean for responses in work. recompute: their keys and values are computed anew, so that a token's
+    log-prob is that of the version its span names. keep: they go on over the old ones, which costs nothing, and a
+    log-prob is of what was sampled from, no single version. drain: new weights wait for them, one version a response."""
 
 
 class ScoringConfig(RoleConfig):
@@ -67,7 +75,6 @@ class ScoringConfig(RoleConfig):
     micro_batch_tokens: int = Field(default=8192, ge=2)
     function_timeout_s: float = Field(default=60.0, gt=0.0)
     """Seconds one call of a reward function may take; a longer one is ended, and its sample has no score."""
-    max_restarts: int = Field(default=3, ge=0)
 
 
 class LearnerConfig(RoleConfig):

@@ -43,6 +43,18 @@ def plan_micro_batches(
     return plan
 
 
+def plan_by_unit(lengths: Sequence[int], units: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """`plan_micro_batches` for each unit by itself: what shares a micro-batch does not depend on what else there is."""
+    rows: dict[int, list[int]] = {}
+    for index, unit in enumerate(units):
+        rows.setdefault(unit, []).append(index)
+    return [
+        [own[i] for i in part]
+        for own in rows.values()
+        for part in plan_micro_batches([lengths[i] for i in own], max_tokens=max_tokens)
+    ]
+
+
 def collate(
     sequences: Sequence[np.ndarray], loss_starts: Sequence[int], indices: Sequence[int], *, pad_id: int = 0
 ) -> MicroBatch:

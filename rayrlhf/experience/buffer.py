@@ -1,63 +1,70 @@
-"""Scored experience on its way to the learner, by step, as references."""
+"""Scored groups on their way to the learner, as references."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rayrlhf.errors import DeadlineError
-from rayrlhf.types import SampleId
+from rayrlhf.experience.admission import Choice
+from rayrlhf.types import GroupId, SampleId
+
+Choose = Callable[[Sequence[GroupId]], Choice]
+"""Which of the finished groups the next update takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some scored samples of one step; the samples themselves stay where `ref` points."""
+class ScoredGroup:
+    """The scored samples of one group; they stay where `ref` points, among those of others."""
 
-    step: int
+    group_id: GroupId
     sample_ids: tuple[SampleId, ...]
+    """Without those that have no score."""
     ref: Any
     tokens: int
-    dropped: int = 0
-    """Samples drawn with these that are not among them, because they have no score."""
+    drawn_at: float
+    """When its last response was drawn, by the loop's clock."""
+    scored_at: float
 
 
 class ExperienceBuffer:
-    """Holds the chunks of each step until the step is complete; memory is bounded by the steps in flight."""
+    """Holds scored groups until an update takes them; memory is bounded by what admission lets in flight."""
 
     def __init__(self) -> None:
-        self._chunks: dict[int, list[Chunk]] = {}
-        self._expected: dict[int, int] = {}
+        self._groups: dict[GroupId, ScoredGroup] = {}
         self._changed = asyncio.Condition()
 
-    async def open(self, step: int, samples: int) -> None:
-        """Announce that `step` will hold `samples` samples."""
-        async with self._changed:
-            self._expected[step] = samples
-            self._chunks.setdefault(step, [])
+    def __len__(self) -> int:
+        return len(self._groups)
 
-    async def put(self, chunk: Chunk) -> None:
-        """Add scored samples of an open step; wakes the learner when the step is complete."""
+    async def put(self, groups: Sequence[ScoredGroup]) -> None:
+        """Add scored groups; wakes the learner."""
         async with self._changed:
-            self._chunks[chunk.step].append(chunk)
+            self._groups |= {group.group_id: group for group in groups}
             self._changed.notify_all()
 
-    async def take(self, step: int, timeout: float) -> list[Chunk]:
-        """Remove and return a complete step, in sample order; DeadlineError after `timeout` seconds.
+    async def take(self, choose: Choose, timeout: float) -> list[ScoredGroup]:
+        """Remove and return the groups of the next update, in order; DeadlineError after `timeout` seconds without change.
 
-        Consumes chunks, waits for the rollout loop to complete `step`, unblocked by `put`.
+        Consumes groups, waits until `choose` finds a batch among them, unblocked by `put`.
         """
         async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._complete(step)), timeout)
-            except TimeoutError:
-                have = sum(len(chunk.sample_ids) for chunk in self._chunks.get(step, []))
-                raise DeadlineError(
-                    f"Waited {timeout:.0f} s for the experience of step {step}: {have} of "
-                    f"{self._expected.get(step, 'an unannounced number of')} samples arrived."
-                ) from None
-            del self._expected[step]
-            full = [chunk for chunk in self._chunks.pop(step) if chunk.sample_ids]
-            return sorted(full, key=lambda chunk: chunk.sample_ids[0])
+            while not (choice := choose(list(self._groups))).groups:
+                try:
+                    async with asyncio.timeout(timeout):
+                        await self._changed.wait()
+                except TimeoutError:
+                    raise DeadlineError(
+                        f"Waited {timeout:.0f} s for experience: {len(self._groups)} groups are scored and {choice.missing} "
+                        f"more are needed{_named(choice.due)}."
+                    ) from None
+            return [self._groups.pop(group) for group in choice.groups]
 
-    def _complete(self, step: int) -> bool:
-        have = sum(len(chunk.sample_ids) + chunk.dropped for chunk in self._chunks.get(step, []))
-        return step in self._expected and have == self._expected[step]
+    def drop(self, groups: Sequence[GroupId]) -> None:
+        """Forget groups whose value is lost."""
+        for group in groups:
+            self._groups.pop(group, None)
+
+
+def _named(due: Sequence[GroupId]) -> str:
+    return f" of {', '.join(map(str, due[:3]))}" if due else ""

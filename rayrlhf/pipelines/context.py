@@ -7,6 +7,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
+from rayrlhf.telemetry.events import EventLog
 from rayrlhf.telemetry.memory import MemorySampler
 
 
@@ -20,5 +21,6 @@ class RunContext:
     console: Console
     memory: MemorySampler
     account: RunAccount
+    events: EventLog
     device: str
     resume: bool

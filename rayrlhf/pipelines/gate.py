@@ -11,7 +11,7 @@ from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.errors import WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.pipelines.context import RunContext
-from rayrlhf.pipelines.evaluation import fixed_requests, no_account
+from rayrlhf.pipelines.prompts import fixed_groups
 from rayrlhf.rollout.parity import Origin, check_parity, parity_thresholds
 from rayrlhf.types import PolicyVersion, Prompt
 
@@ -25,7 +25,8 @@ class ParityGate:
         self._rollout = rollout
         self._learner = learner
         count = max(config.parity.prompts, config.rollout.workers)
-        self._requests = fixed_requests(config.seed, "parity", prompts[:count])
+        # Groups of one go round the workers, so that none is left out.
+        self._groups = fixed_groups(config.seed, "parity", prompts[:count], size=1)
         self._thresholds = parity_thresholds(
             config.parity,
             engine_dtype=resolve_dtype_name(config.rollout.dtype, context.device),
@@ -46,13 +47,13 @@ class ParityGate:
 
         Call it while the learner stands still and every engine has acknowledged `version`.
         """
-        parts = await self._rollout.generate(self._requests, on_loss=no_account)
-        drawn = min(info.min_version for _, info in parts)
+        parts = await self._rollout.generate(self._groups, version)
+        drawn = min(part.min_version for part in parts)
         if drawn != version:
             raise WeightSyncError(
                 f"The parity gate's responses were drawn under version {drawn} where the learner has version {version}."
             )
-        mismatch = await self._learner.mismatch([ref for ref, _ in parts])
+        mismatch = await self._learner.mismatch([part.ref for part in parts])
         check_parity(
             mismatch,
             self._thresholds,

@@ -20,7 +20,7 @@ from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.failure import FAILURE_FILE, record_failure
 from rayrlhf.pipelines.folder import RunFolder, tracks
 from rayrlhf.pipelines.plan import show_plan
-from rayrlhf.pipelines.ppo import PPOLoop
+from rayrlhf.pipelines.ppo import PPOStage
 from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.pipelines.resuming import ResumePlan, demand_begun, plan_resume
 from rayrlhf.pipelines.reward import run_reward
@@ -28,6 +28,7 @@ from rayrlhf.pipelines.supervised import run_sft
 from rayrlhf.report.write import write_report
 from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
+from rayrlhf.telemetry.events import EventLog
 from rayrlhf.telemetry.memory import MemorySampler
 from rayrlhf.telemetry.summary import write_summary
 from rayrlhf.telemetry.wording import wording
@@ -175,6 +176,7 @@ class _Run:
             console=self._console,
             memory=self._memory,
             account=self._account,
+            events=EventLog(folder.root, listeners=[self._console.event]),
             device=self._device,
             resume=self._resume,
         )
@@ -222,8 +224,7 @@ async def _run_stage(context: RunContext, stage: Stage) -> dict[str, Any]:
     policy_dir = _policy_start(config, folder)
     reward_model_dir = _reward_model(config, folder)
     prompts = load_prompt_set(config, policy_dir=policy_dir)
-    loop = PPOLoop(context, prompts, policy_dir=policy_dir, reward_model_dir=reward_model_dir)
-    return await loop.run()
+    return await PPOStage(context, prompts, policy_dir=policy_dir, reward_model_dir=reward_model_dir).run()
 
 
 def _policy_start(config: RunConfig, folder: RunFolder) -> str:

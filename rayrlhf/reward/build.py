@@ -34,6 +34,8 @@ def build_scorer(
         dtype=config.scoring.dtype,
         gold=task_gold(config),
         judge=_judge(config, tokenizer, device),
+        # Without staleness a run is repeated bit for bit, whichever groups come to be scored together.
+        by_group=config.ppo.max_staleness == 0,
     )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination
 from rayrlhf.config.data import SpecialTokensInText
-from rayrlhf.data.batching import collate, plan_micro_batches
+from rayrlhf.data.batching import collate, plan_by_unit
 from rayrlhf.data.schema import PromptText
 from rayrlhf.data.tokenizer import encode_exchange, encode_prompt, load_tokenizer
 from rayrlhf.errors import ModelError
@@ -70,10 +70,13 @@ class RewardModel:
         """Tokens that this model reads before a response to the prompt."""
         return len(encode_prompt(self.tokenizer, prompt, special=self.special)) if prompt else 0
 
-    def score(self, sequences: Sequence[np.ndarray]) -> Float[np.ndarray, "n members"]:
-        """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length."""
+    def score(
+        self, sequences: Sequence[np.ndarray], *, units: Sequence[int] | None = None
+    ) -> Float[np.ndarray, "n members"]:
+        """Raw scores in fp32, in the order given; micro-batches by token budget, sorted by length, each of one unit."""
         scores = np.empty((len(sequences), self.members), dtype=np.float32)
-        for indices in plan_micro_batches([len(s) for s in sequences], max_tokens=self._micro_batch_tokens):
+        units = [0] * len(sequences) if units is None else units
+        for indices in plan_by_unit([len(s) for s in sequences], units, max_tokens=self._micro_batch_tokens):
             batch = collate(sequences, [1] * len(sequences), indices).to(self._device)
             scores[indices] = self.score_batch(batch).cpu().numpy()
         return scores
@@ -129,7 +132,7 @@ class ModelTerm:
         ModelError for a score that is not finite: such a model cannot be trained against.
         """
         sequences = [self._tokens(request) for request in requests]
-        raw = self._model.score(sequences)
+        raw = self._model.score(sequences, units=[request.unit for request in requests])
         bad = np.flatnonzero(~np.isfinite(raw).all(1))
         if len(bad):
             raise ModelError(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.data.batching import collate, plan_micro_batches
+from rayrlhf.data.batching import collate, plan_by_unit
 from rayrlhf.data.schema import PromptRow
 from rayrlhf.data.tokenizer import ids_as_text, prompt_as_text, response_as_text
 from rayrlhf.errors import ModelError
@@ -59,7 +59,9 @@ class TrajectoryScorer:
         dtype: str,
         gold: Gold | None,
         judge: Term | None = None,
+        by_group: bool = False,
     ) -> None:
+        """`by_group` computes each group by itself, for runs that are to be repeated exactly."""
         self._terms = terms
         self._tokenizer = tokenizer
         self._prompt_of = prompt_of
@@ -69,6 +71,7 @@ class TrajectoryScorer:
         self._temperature = temperature
         self._gold = gold
         self._judge = judge
+        self._by_group = by_group
 
     def score(self, trajectories: Sequence[Trajectory]) -> Scored:
         """Every term's score and the reference's log-probs; a trajectory that any term cannot score is missing."""
@@ -78,15 +81,28 @@ class TrajectoryScorer:
             missing=[answer for answer in answers if not isinstance(answer, ScoredTrajectory)],
         )
 
-    def score_each(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Missing]:
-        """`score` with an answer in the place of each trajectory, the same whatever others it comes with."""
+    def score_groups(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[ScoredTrajectory | Missing]]:
+        """An answer in the place of each trajectory; with `by_group`, to the last bit the same whatever groups it comes with."""
+        flat = [trajectory for group in groups for trajectory in group]
+        units = [number for number, group in enumerate(groups) for _ in group]
+        answers = iter(self.score_each(flat, units=units if self._by_group else None))
+        return [[next(answers) for _ in group] for group in groups]
+
+    def score_each(
+        self, trajectories: Sequence[Trajectory], *, units: Sequence[int] | None = None
+    ) -> list[ScoredTrajectory | Missing]:
+        """`score` with an answer in the place of each trajectory.
+
+        Trajectories of one unit share no forward pass with others: rounding depends on what is computed together.
+        """
         if not trajectories:
             return []
-        requests = [self._request(trajectory) for trajectory in trajectories]
+        units = [0] * len(trajectories) if units is None else units
+        requests = [self._request(t, unit) for t, unit in zip(trajectories, units, strict=True)]
         by_term = [weighted.term.score(requests) for weighted in self._terms]
         reasons = [next((s.reason for s in own if s.value is None), None) for own in zip(*by_term, strict=True)]
         kept = [i for i, reason in enumerate(reasons) if reason is None]
-        ref_logprobs = self._ref_logprobs([trajectories[i] for i in kept])
+        ref_logprobs = self._ref_logprobs([trajectories[i] for i in kept], [units[i] for i in kept])
         judged = self._judged([requests[i] for i in kept], [trajectories[i] for i in kept])
         answers: list[ScoredTrajectory | Missing] = [
             (trajectory.sample_id, reason or "") for trajectory, reason in zip(trajectories, reasons, strict=True)
@@ -104,7 +120,7 @@ class TrajectoryScorer:
                 found[i] = score.value
         return found
 
-    def _request(self, trajectory: Trajectory) -> ScoreRequest:
+    def _request(self, trajectory: Trajectory, unit: int) -> ScoreRequest:
         row, finished = self._prompt_of(trajectory.sample_id), trajectory.finish == "eos"
         prompt_ids, response_ids = trajectory.prompt_ids, trajectory.response_ids
         return ScoreRequest(
@@ -114,14 +130,15 @@ class TrajectoryScorer:
             token_ids=np.concatenate([prompt_ids, response_ids]),
             finished=finished,
             reference=None if row is None else row.reference,
+            unit=unit,
         )
 
     @torch.no_grad()
-    def _ref_logprobs(self, trajectories: Sequence[Trajectory]) -> list[np.ndarray]:
+    def _ref_logprobs(self, trajectories: Sequence[Trajectory], units: Sequence[int]) -> list[np.ndarray]:
         sequences = [np.concatenate([t.prompt_ids, t.response_ids]) for t in trajectories]
         starts = [len(t.prompt_ids) for t in trajectories]
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(trajectories)
-        for indices in plan_micro_batches([len(s) for s in sequences], max_tokens=self._micro_batch_tokens):
+        for indices in plan_by_unit([len(s) for s in sequences], units, max_tokens=self._micro_batch_tokens):
             batch = collate(sequences, starts, indices).to(self._device)
             outputs = policy_forward(self._reference, batch, temperature=self._temperature, with_entropy=False)
             for i, row, valid in zip(indices, outputs.logprobs.cpu(), batch.loss_mask.cpu(), strict=True):

@@ -23,6 +23,8 @@ class ScoreRequest:
     finished: bool
     """The response ended by itself; it was not cut at the limit."""
     reference: str | None = None
+    unit: int = 0
+    """Requests of different units share no forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,23 +3,33 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig
 
+from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RolloutConfig, SamplingConfig
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.rollout.environment import engine_environment, runs_eagerly
 from rayrlhf.rollout.limits import keeps_states
 from rayrlhf.rollout.wording import reason_of
-from rayrlhf.types import PolicyVersion, RolloutRequest, Trajectory, VersionSpan, WeightManifest
+from rayrlhf.types import (
+    Begun,
+    PolicyVersion,
+    RolloutRequest,
+    SampleId,
+    Trajectory,
+    VersionSpan,
+    WeightManifest,
+)
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
 TRANSFER_BACKEND = "object_store"
 TEMPERATURES = (0.01, 2.0)
@@ -56,6 +66,8 @@ class RolloutEngine:
         self._max_length = max_length
         self._eos = tuple(sorted(set(eos_token_ids)))
         self._broken: str | None = None
+        self._requests: dict[str, RolloutRequest] = {}
+        """Samples in work, by the names vLLM knows them under."""
         self._version: PolicyVersion = 0
         self._manifest: WeightManifest | None = None
         self._llm = _start(model_dir, rollout, max_length=max_length, device=device, seed=seed)
@@ -68,25 +80,73 @@ class RolloutEngine:
         """The version that responses are drawn from."""
         return self._version
 
+    @property
+    def running(self) -> int:
+        """Samples in work."""
+        return len(self._requests)
+
+    def check(self, request: RolloutRequest) -> None:
+        """DataError for a prompt that cannot be drawn from."""
+        ids = request.prompt_ids
+        if not 0 < ids.size < self._max_length:
+            raise DataError(
+                f"The prompt of sample {request.sample_id} has {ids.size} tokens; with model.max_length={self._max_length} "
+                f"a prompt has 1 to {self._max_length - 1}, to leave room for a response."
+            )
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            raise DataError(
+                f"The prompt of sample {request.sample_id} holds token ids from {ids.min()} to {ids.max()}, "
+                f"but the policy's vocabulary has {self._vocab_size}."
+            )
+
+    def add(self, request: RolloutRequest) -> None:
+        """Take a sample into work, beside those that are; it is drawn by the steps that follow."""
+        self._refuse_if_broken()
+        self.check(request)
+        name = str(request.sample_id)
+        ids = request.prompt_ids.tolist()
+        if request.begun is not None:
+            ids += request.begun.response_ids.tolist()
+        # The salt keeps what an older version cached of the same prompt apart, where running samples keep their cache.
+        prompt = {"prompt_token_ids": ids, "cache_salt": str(self._version)}
+        with self._fatal("a request was refused"):
+            self._llm.llm_engine.add_request(name, prompt, self._sampling_params(request))
+        self._requests[name] = request
+
+    def step(self) -> list[Trajectory]:
+        """One more token for every sample in work; those that are finished by it."""
+        self._refuse_if_broken()
+        with self._fatal("generation was cut short"):
+            return [self._finished(output) for output in self._llm.llm_engine.step() if output.finished]
+
+    def withdraw(self) -> list[RolloutRequest]:
+        """Take every sample out of work, with what is drawn of it, to be gone on with elsewhere."""
+        self._refuse_if_broken()
+        with self._fatal("samples were withdrawn"):
+            return [self._withdrawn(name) for name in list(self._requests)]
+
     def generate(self, requests: list[RolloutRequest]) -> list[Trajectory]:
         """Draw one response for each request, in order; DataError, before anything runs, for a prompt that does not fit."""
         self._refuse_if_broken()
         for request in requests:
-            self._check_prompt(request)
-        if not requests:
-            return []
-        prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
-        params = [self._sampling_params(request) for request in requests]
-        with self._fatal("generation was cut short"):
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
-            return [self._trajectory(*pair) for pair in zip(requests, (o.outputs[0] for o in outputs), strict=True)]
+            self.check(request)
+        for request in requests:
+            self.add(request)
+        drawn: dict[SampleId, Trajectory] = {}
+        while self._requests:
+            drawn |= {trajectory.sample_id: trajectory for trajectory in self.step()}
+        return [drawn[request.sample_id] for request in requests]
 
-    def apply_weights(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> PolicyVersion:
-        """Load a newer version as one transaction: load, check that all arrived, reset the prefix cache, commit.
+    def apply_weights(
+        self, manifest: WeightManifest, buckets: list[np.ndarray], *, recompute: bool = True
+    ) -> PolicyVersion:
+        """Load a newer version as one transaction: load, check that all arrived, see to the caches, commit.
 
-        The version already in force is acknowledged without loading. A refusal (requests in flight, an older version)
-        leaves the engine as it was; a failure once loading has begun leaves it half-loaded, so that every later call
-        raises WeightSyncError until the worker is replaced.
+        Samples in work go on under it. With `recompute` their keys and values are computed anew, so that every further
+        token is drawn from the new version; without, they go on over what the old version cached, and a token's log-prob
+        is that of what was sampled from, which is no single version's. The version already in force is acknowledged
+        without loading. A refusal (an older version) leaves the engine as it was; a failure once loading has begun
+        leaves it half-loaded, so that every later call raises WeightSyncError until the worker is replaced.
         """
         self._refuse_if_broken()
         if manifest == self._manifest:
@@ -96,10 +156,8 @@ class RolloutEngine:
                 f"The engine holds version {self._version} and was given version {manifest.version} with other weights; "
                 "versions only move forward."
             )
-        if self._llm.llm_engine.has_unfinished_requests():
-            raise WeightSyncError(f"Version {manifest.version} came while requests were in flight; drain them first.")
         with self._fatal(f"loading version {manifest.version} failed"):
-            self._load(manifest, buckets)
+            self._load(manifest, buckets, recompute=recompute)
         self._version, self._manifest = manifest.version, manifest
         return self._version
 
@@ -111,7 +169,7 @@ class RolloutEngine:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
 
-    def _load(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> None:
+    def _load(self, manifest: WeightManifest, buckets: list[np.ndarray], *, recompute: bool) -> None:
         try:
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"manifest": manifest, "buckets": buckets}})
@@ -122,7 +180,7 @@ class RolloutEngine:
             raise WeightSyncError(
                 f"vLLM could not take over version {manifest.version}: {first_sentence(error)}"
             ) from error
-        if not self._llm.reset_prefix_cache():
+        if (recompute or not self._requests) and not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(
                 f"The prefix cache still holds keys and values of version {self._version} after version "
                 f"{manifest.version} was loaded; replace the worker."
@@ -140,27 +198,16 @@ class RolloutEngine:
         if self._broken is not None:
             raise WeightSyncError(f"This engine is not in a sound state, because {self._broken}; replace the worker.")
 
-    def _check_prompt(self, request: RolloutRequest) -> None:
-        ids = request.prompt_ids
-        if not 0 < ids.size < self._max_length:
-            raise DataError(
-                f"The prompt of sample {request.sample_id} has {ids.size} tokens; with model.max_length={self._max_length} "
-                f"a prompt has 1 to {self._max_length - 1}, to leave room for a response."
-            )
-        if ids.min() < 0 or ids.max() >= self._vocab_size:
-            raise DataError(
-                f"The prompt of sample {request.sample_id} holds token ids from {ids.min()} to {ids.max()}, "
-                f"but the policy's vocabulary has {self._vocab_size}."
-            )
-
     def _sampling_params(self, request: RolloutRequest) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        begun = 0 if request.begun is None else request.begun.response_ids.size
         return SamplingParams(
             temperature=self._sampling.temperature,
-            max_tokens=min(self._sampling.max_new_tokens, self._max_length - request.prompt_ids.size),
-            seed=request.seed,
+            max_tokens=min(self._sampling.max_new_tokens, self._max_length - request.prompt_ids.size) - begun,
+            # The same numbers again would tie what follows to what is drawn already.
+            seed=derive_seed(request.seed, "begun", begun) if begun else request.seed,
             # vLLM adds the end tokens of the model's generation_config.json otherwise, whatever the engine's setting.
             ignore_eos=True,
             stop_token_ids=list(self._eos),
@@ -170,7 +217,34 @@ class RolloutEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _trajectory(self, request: RolloutRequest, output: "CompletionOutput") -> Trajectory:
+    def _finished(self, output: "RequestOutput") -> Trajectory:
+        request = self._requests.pop(output.request_id)
+        drawn = self._drawn(request, output.outputs[0])
+        return Trajectory(
+            sample_id=request.sample_id,
+            prompt_ids=request.prompt_ids,
+            response_ids=drawn.response_ids,
+            rollout_logprobs=drawn.rollout_logprobs,
+            finish="eos" if int(drawn.response_ids[-1]) in self._eos else "length",
+            version_spans=drawn.version_spans,
+        )
+
+    def _withdrawn(self, name: str) -> RolloutRequest:
+        from vllm.v1.engine import FinishReason
+
+        request = self._requests.pop(name)
+        processor = self._llm.llm_engine.output_processor
+        (state,) = (processor.request_states[internal] for internal in processor.external_req_ids[name])
+        # What vLLM itself answers a request with that is aborted.
+        output = state.make_request_output([], None, FinishReason.ABORT, None)
+        self._llm.llm_engine.abort_request([name])
+        assert output is not None
+        if not output.outputs[0].token_ids:
+            return request
+        return replace(request, begun=self._drawn(request, output.outputs[0]))
+
+    def _drawn(self, request: RolloutRequest, output: "CompletionOutput") -> Begun:
+        """What is drawn of a sample, on this engine and on those before it."""
         response_ids = np.asarray(output.token_ids, dtype=np.int32)
         flat: Any = output.logprobs
         rollout_logprobs = np.asarray(flat.logprobs, dtype=np.float32)
@@ -180,24 +254,35 @@ class RolloutEngine:
                 f"Sample {request.sample_id} holds a non-finite log-prob or a token id outside the vocabulary of "
                 f"{self._vocab_size}: version {self._version} of the weights is broken."
             )
-        return Trajectory(
-            sample_id=request.sample_id,
-            prompt_ids=request.prompt_ids,
-            response_ids=response_ids,
-            rollout_logprobs=rollout_logprobs,
-            finish="eos" if int(response_ids[-1]) in self._eos else "length",
-            version_spans=self._version_spans(output, len(response_ids)),
+        spans = self._version_spans(output, len(response_ids))
+        if request.begun is None:
+            return Begun(response_ids=response_ids, rollout_logprobs=rollout_logprobs, version_spans=spans)
+        return Begun(
+            response_ids=np.concatenate([request.begun.response_ids, response_ids]),
+            rollout_logprobs=np.concatenate([request.begun.rollout_logprobs, rollout_logprobs]),
+            version_spans=joined(request.begun.version_spans, spans),
         )
 
     def _version_spans(self, output: "CompletionOutput", tokens: int) -> tuple[VersionSpan, ...]:
         spans = tuple(
             VersionSpan(version=int(span.version), start=span.start, end=span.end)
             for span in output.weight_versions or ()
+            if span.end > span.start
         ) or (VersionSpan(version=self._version, start=0, end=tokens),)
         bounds = [0, *(span.end for span in spans)]
         assert [span.start for span in spans] == bounds[:-1], "the version spans leave a gap or overlap"
         assert bounds[-1] == tokens, "the version spans cover other tokens than the response"
         return spans
+
+
+def joined(first: tuple[VersionSpan, ...], then: tuple[VersionSpan, ...]) -> tuple[VersionSpan, ...]:
+    """The spans of a response whose second part, with spans of its own, another engine drew."""
+    offset = first[-1].end
+    moved = [VersionSpan(version=s.version, start=s.start + offset, end=s.end + offset) for s in then]
+    if moved and moved[0].version == first[-1].version:
+        whole = VersionSpan(version=first[-1].version, start=first[-1].start, end=moved[0].end)
+        return (*first[:-1], whole, *moved[1:])
+    return (*first, *moved)
 
 
 def _keeps_states(model_dir: str) -> bool:

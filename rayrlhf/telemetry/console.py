@@ -13,6 +13,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from rayrlhf.telemetry.events import Event
+
 _SHOWN = {
     "policy/nll": ("loss", "{:.3f}"),
     "reward/loss": ("loss", "{:.3f}"),
@@ -183,6 +185,11 @@ class Console:
     def warn(self, text: str) -> None:
         """Something to look at."""
         self._out.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+    def event(self, event: Event) -> None:
+        """What happened to the run, with a clock."""
+        style = "yellow" if event.kind in ("death", "loss", "learner", "wait") else None
+        self._out.print(f"{time.strftime('%H:%M:%S')} {event.text}", style=style, highlight=False, markup=False)
 
     def error(self, text: str) -> None:
         """Something that is wrong."""

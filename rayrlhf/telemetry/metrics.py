@@ -177,6 +177,7 @@ METRICS: dict[str, Metric] = {
     "time/rollout": Metric("last", "s", "Generation."),
     "time/scoring": Metric("last", "s", "Rewards and reference."),
     "time/learner": Metric("last", "s", "Old log-probs, values and optimizer updates."),
+    "time/buffered": Metric("last", "s", "From a group's score to the update that takes it, mean over the batch."),
     "time/sync": Metric("last", "s", "Weight publication and application."),
     "time/checkpoint": Metric("last", "s", "Writing a checkpoint."),
     "time/learner_waiting": Metric("last", "share", "Share of the step in which the learner had nothing to do."),

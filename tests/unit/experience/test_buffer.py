@@ -1,34 +1,49 @@
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from rayrlhf.errors import DeadlineError
-from rayrlhf.experience.buffer import Chunk, ExperienceBuffer
-from rayrlhf.types import SampleId
+from rayrlhf.experience.admission import Choice
+from rayrlhf.experience.buffer import ExperienceBuffer, ScoredGroup
+from rayrlhf.types import GroupId
 
 
-def chunk(step: int, *prompts: int) -> Chunk:
-    sample_ids = tuple(SampleId("ppo", step, prompt, 0) for prompt in prompts)
-    return Chunk(step=step, sample_ids=sample_ids, ref=f"ref-{step}-{prompts[0]}", tokens=len(prompts))
+def scored(position: int) -> ScoredGroup:
+    group_id = GroupId("ppo", 0, position)
+    return ScoredGroup(group_id=group_id, sample_ids=(), ref=f"ref-{position}", tokens=3, drawn_at=0.0, scored_at=0.0)
 
 
-async def test_a_step_is_taken_whole_and_in_sample_order() -> None:
+def first_two(finished: Sequence[GroupId]) -> Choice:
+    return Choice(groups=tuple(sorted(finished)[:2])) if len(finished) > 1 else Choice(missing=2 - len(finished))
+
+
+async def test_a_batch_is_taken_when_it_can_be_chosen_and_leaves_the_rest() -> None:
     buffer = ExperienceBuffer()
-    await buffer.open(0, 4)
-    await buffer.open(1, 1)
-    taking = asyncio.create_task(buffer.take(0, timeout=5.0))
-    await buffer.put(chunk(1, 9))
-    await buffer.put(chunk(0, 2, 3))
+    taking = asyncio.create_task(buffer.take(first_two, timeout=5.0))
+    await buffer.put([scored(5)])
     await asyncio.sleep(0)
     assert not taking.done()
-    await buffer.put(chunk(0, 0, 1))
-    assert [c.ref for c in await taking] == ["ref-0-0", "ref-0-2"]
-    assert [c.ref for c in await buffer.take(1, timeout=5.0)] == ["ref-1-9"]
+    await buffer.put([scored(3), scored(9)])
+    assert [group.ref for group in await taking] == ["ref-3", "ref-5"]
+    assert len(buffer) == 1
 
 
-async def test_a_deadline_says_what_is_missing() -> None:
+async def test_a_deadline_says_what_is_missing_and_which_group_is_due() -> None:
     buffer = ExperienceBuffer()
-    await buffer.open(3, 4)
-    await buffer.put(chunk(3, 0))
-    with pytest.raises(DeadlineError, match="experience of step 3: 1 of 4 samples arrived"):
-        await buffer.take(3, timeout=0.01)
+    await buffer.put([scored(0)])
+    with pytest.raises(DeadlineError, match=r"1 groups are scored and 1 more are needed\."):
+        await buffer.take(first_two, timeout=0.01)
+    with pytest.raises(DeadlineError, match=r"1 groups are scored and 2 more are needed of ppo-0-7\."):
+        await buffer.take(lambda _: Choice(missing=2, due=(GroupId("ppo", 0, 7),)), timeout=0.01)
+
+
+async def test_the_deadline_is_of_silence_not_of_the_whole_wait() -> None:
+    buffer = ExperienceBuffer()
+    taking = asyncio.create_task(
+        buffer.take(lambda f: Choice(groups=tuple(f)) if len(f) == 5 else Choice(), timeout=0.2)
+    )
+    for position in range(5):
+        await asyncio.sleep(0.1)
+        await buffer.put([scored(position)])
+    assert len(await taking) == 5

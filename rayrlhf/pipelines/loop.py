@@ -1,0 +1,278 @@
+"""The control loop, the same for synchronous and asynchronous training: three coroutines that meet in a queue each.
+
+    admit    prompts -> RolloutPool, while the bound on staleness allows
+    collect  RolloutPool -> ScoringPool -> ExperienceBuffer, group by group
+    learn    ExperienceBuffer -> Trainer -> weights, version v -> RolloutPool
+
+None of them ever holds a trajectory: they pass references.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from rayrlhf.actors.calls import MOST_LOSSES, LostObjectError
+from rayrlhf.actors.rollout import Drawn, PublishedWeights
+from rayrlhf.actors.scoring import ScoringInfo
+from rayrlhf.config import RunConfig
+from rayrlhf.errors import LedgerError, ScoringError
+from rayrlhf.experience.admission import Admission
+from rayrlhf.experience.buffer import ExperienceBuffer, ScoredGroup
+from rayrlhf.experience.ledger import Ledger
+from rayrlhf.telemetry.events import Event
+from rayrlhf.types import Group, GroupId, PolicyVersion, SampleId
+
+
+class Groups(Protocol):
+    """Where groups come from."""
+
+    def group(self, group_id: GroupId) -> Group: ...
+
+
+class Rollout(Protocol):
+    """What the loop asks of the rollout pool."""
+
+    async def room(self) -> None: ...
+
+    def submit(self, groups: Sequence[Group], version: PolicyVersion) -> None: ...
+
+    async def finished(self) -> Drawn: ...
+
+    async def publish(self, weights: PublishedWeights) -> None: ...
+
+    async def settled(self) -> None: ...
+
+    def tokens_per_second(self) -> float: ...
+
+
+class Scoring(Protocol):
+    """What the loop asks of the scoring pool."""
+
+    async def score(self, drawn: Drawn) -> tuple[Any, ScoringInfo]: ...
+
+
+class Learner(Protocol):
+    """What the loop asks of the learner."""
+
+    async def receive(self, step: int, batch: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Bring the learner a batch; LostObjectError, with nothing begun, where a part of it is lost."""
+        ...
+
+    async def update(self, step: int) -> dict[str, float]: ...
+
+    async def publish(self) -> PublishedWeights: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one turn of the loop has done."""
+
+    step: int
+    metrics: dict[str, float]
+    tokens: int
+    begun: float
+    """When the learner began to wait for the batch, by the loop's clock."""
+    learning: float
+    """Seconds of the update itself."""
+
+
+After = Callable[[Update], Awaitable[bool]]
+"""Evaluates, saves and tells after an update; whether the loop goes on."""
+
+
+class ControlLoop:
+    """Trains the steps that are left, each group once."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        groups: Groups,
+        rollout: Rollout,
+        scoring: Scoring,
+        learner: Learner,
+        after: After,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._config = config
+        self._groups = groups
+        self._rollout = rollout
+        self._scoring = scoring
+        self._learner = learner
+        self._after = after
+        self._tell = tell
+        self.ledger = Ledger(groups_per_step=config.ppo.prompts_per_step)
+        self.admission = Admission(groups_per_step=config.ppo.prompts_per_step, max_staleness=config.ppo.max_staleness)
+        self.buffer = ExperienceBuffer()
+        self.version: PolicyVersion = 0
+        self._trained = asyncio.Condition()
+        """Notified when an update has made room."""
+        self._leased_at: dict[GroupId, float] = {}
+        self._missing: Counter[int] = Counter()
+        self._redrawn: Counter[GroupId] = Counter()
+
+    async def run(self, last: int) -> None:
+        """Train until version `last`, or until `after` has seen enough."""
+        async with asyncio.TaskGroup() as beside:
+            others = [beside.create_task(self._admit(last)), beside.create_task(self._collect())]
+            await self._learn(last)
+            for other in others:
+                other.cancel()
+        self.ledger.abandon()
+
+    async def publish(self, version: PolicyVersion) -> dict[str, float]:
+        """Make the learner's weights the pool's; with no staleness allowed, every worker has them then."""
+        begun = self._now()
+        weights = await self._learner.publish()
+        await self._rollout.publish(weights)
+        if self._config.ppo.max_staleness == 0:
+            await self._rollout.settled()
+        self.version = version
+        seconds = self._now() - begun
+        return {
+            "sync/seconds": seconds,
+            "time/sync": seconds,
+            "sync/bytes": float(weights.total_bytes),
+            "sync/version": float(weights.version),
+        }
+
+    def lost(self, groups: Sequence[Group]) -> list[Group]:
+        """What is to be drawn in place of groups that a lost worker had in work: the same from their prompts on."""
+        return [self._again(group.group_id) for group in groups]
+
+    # -- admit ------------------------------------------------------------------------------------------------------
+
+    async def _admit(self, last: int) -> None:
+        """Lease groups in the order of the prompts, as the bound allows and workers have room.
+
+        Consumes the prompt stream; unblocked by `learn` and by workers that finish something.
+        """
+        for group_id in self.ledger.untrained(last):
+            async with self._trained:
+                await self._trained.wait_for(lambda: self.admission.room > 0)
+            await self._rollout.room()
+            group = self._groups.group(group_id)
+            self.ledger.issue(group_id, group.sample_ids)
+            self.admission.admit(group_id, self.version)
+            self._leased_at[group_id] = self._now()
+            self._rollout.submit([group], self.version)
+
+    # -- collect ----------------------------------------------------------------------------------------------------
+
+    async def _collect(self) -> None:
+        """Have finished groups scored, and scored ones buffered, as they come.
+
+        Consumes what workers finish; ended by `run`.
+        """
+        async with asyncio.TaskGroup() as scoring:
+            while True:
+                drawn = await self._rollout.finished()
+                scoring.create_task(self._score(drawn, self._now()))
+
+    async def _score(self, drawn: Drawn, drawn_at: float) -> None:
+        try:
+            ref, info = await self._scoring.score(drawn)
+        except LostObjectError as loss:
+            self._draw_again([group.group_id for group in drawn.groups], loss)
+            return
+        scored = set(info.sample_ids)
+        missing = dict(info.missing)
+        groups = []
+        for finished in drawn.groups:
+            ids = self._groups.group(finished.group_id).sample_ids
+            own = tuple(sample_id for sample_id in ids if sample_id in scored)
+            if not self.ledger.accept(finished.group_id, ids):
+                raise LedgerError(f"A second copy of group {finished.group_id} came back from scoring.")
+            self._drop(finished.group_id, {i: missing[i] for i in ids if i in missing})
+            self.admission.finish(finished.group_id, finished.min_version)
+            groups.append(
+                ScoredGroup(
+                    group_id=finished.group_id,
+                    sample_ids=own,
+                    ref=ref,
+                    tokens=finished.tokens,
+                    drawn_at=drawn_at,
+                    scored_at=self._now(),
+                )
+            )
+        await self.buffer.put(groups)
+
+    def _drop(self, group: GroupId, missing: dict[SampleId, str]) -> None:
+        """A response without a score is never trained; too many of them in one step are a failure with a cause."""
+        if not missing:
+            return
+        ppo = self._config.ppo
+        self.ledger.drop(group, missing)
+        self._missing[group.step] += len(missing)
+        if self._missing[group.step] > ppo.max_missing * ppo.samples_per_step:
+            raise ScoringError(
+                f"{self._missing[group.step]} of the {ppo.samples_per_step} responses of step {group.step} have no score "
+                f"(ppo.max_missing={ppo.max_missing:g}); the first because {next(iter(missing.values()))}."
+            )
+
+    def _draw_again(self, groups: Sequence[GroupId], loss: LostObjectError) -> None:
+        """Groups whose value is lost, drawn and scored once more under the same names and seeds."""
+        self._redrawn.update(groups)
+        if any(self._redrawn[group] > MOST_LOSSES for group in groups):
+            raise loss
+        again = [self._again(group) for group in groups]
+        samples = sum(len(group.requests) for group in again)
+        self._tell(Event(kind="loss", text=f"{loss} {samples} samples are drawn again."))
+        self._rollout.submit(again, self.version)
+
+    def _again(self, group_id: GroupId) -> Group:
+        self.ledger.reissue(group_id)
+        self.admission.admit(group_id, self.version)
+        return self._groups.group(group_id)
+
+    # -- learn ------------------------------------------------------------------------------------------------------
+
+    async def _learn(self, last: int) -> None:
+        """Train each batch once and publish the new version.
+
+        Consumes the buffer; waits for the groups of a batch, unblocked by `collect`.
+        """
+        for step in range(self.version, last):
+            begun = self._now()
+            batch, recorded = await self._batch(step)
+            taken = self._now()
+            metrics = recorded | await self._learner.update(step)
+            learning = self._now() - taken
+            for group in batch:
+                self.ledger.train(group.group_id, group.sample_ids)
+            self.admission.train([group.group_id for group in batch], step)
+            metrics |= self._phases(batch, taken) | {"time/learner": learning} | await self.publish(step + 1)
+            async with self._trained:
+                self._trained.notify_all()
+            tokens = sum(group.tokens for group in batch)
+            update = Update(step=step, metrics=metrics, tokens=tokens, begun=begun, learning=learning)
+            if not await self._after(update):
+                return
+
+    async def _batch(self, step: int) -> tuple[list[ScoredGroup], dict[str, float]]:
+        """The batch of the next update, held by the learner; what is lost until then is drawn again."""
+        timeout = self._config.rollout.call_timeout + self._config.scoring.call_timeout
+        while True:
+            batch = await self.buffer.take(partial(self.admission.choose, update=step), timeout)
+            try:
+                return batch, await self._learner.receive(step, batch)
+            except LostObjectError as loss:
+                lost = [group for group in batch if group.ref.hex() == loss.object_id] or batch
+                self._draw_again([group.group_id for group in lost], loss)
+                await self.buffer.put([group for group in batch if group not in lost])
+
+    def _phases(self, batch: Sequence[ScoredGroup], taken: float) -> dict[str, float]:
+        drawn = max(group.drawn_at for group in batch)
+        leased = min(self._leased_at.pop(group.group_id) for group in batch)
+        return {
+            "time/rollout": drawn - leased,
+            "time/scoring": max(0.0, max(group.scored_at for group in batch) - drawn),
+            "time/buffered": sum(taken - group.scored_at for group in batch) / len(batch),
+            "perf/rollout_tokens_per_second": self._rollout.tokens_per_second(),
+        }
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
