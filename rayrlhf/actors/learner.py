@@ -1,31 +1,49 @@
 """Learner processes: the same calls on every rank, the answer of rank 0."""
 
+import asyncio
 from collections.abc import Callable, Collection
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from rayrlhf.actors.calls import ActorLostError, resolve, together
+from rayrlhf.actors.calls import ActorLostError, alongside, resolve, together
 from rayrlhf.actors.placement import actor_options, end, spawn
 from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import WorkerError
+from rayrlhf.errors import DeadlineError
+from rayrlhf.experience.spool import read_batch
 from rayrlhf.learner.process_group import Ranks, free_address, init_process_group
 from rayrlhf.types import SampleId, Trajectory
+
+_PULSE_SECONDS = 2.0
 
 Build = Callable[[RunConfig, Ranks], Any]
 """Makes the plain learner object of one rank; runs inside the learner process."""
 
 
+class LearnerLostError(ActorLostError):
+    """A rank is gone or hangs, and with it what the group held: it must be made anew and brought up to date."""
+
+
 class LearnerActor:
-    """One rank. A restarted learner would have a fresh optimizer, so it is never restarted: its death ends the run."""
+    """One rank. Ray never restarts it, since a restarted learner would have a fresh optimizer."""
 
     def __init__(self, config: RunConfig, rank: int) -> None:
         self._config = config
         self._ranks = Ranks(rank=rank, world=config.learner.processes)
         self._learner: Any = None
         self._received: list[Any] = []
+
+    def __repr__(self) -> str:
+        """What Ray puts before each line that the process logs."""
+        return f"learner-{self._ranks.rank}"
+
+    def pulse(self) -> int | None:
+        """How far the call in progress is, where the learner counts that: an answer says that the process lives."""
+        return getattr(self._learner, "progress", None)
 
     def address(self) -> str:
         """Where rank 0 of this node can be reached by the other ranks."""
@@ -51,6 +69,10 @@ class LearnerActor:
         items = [item for chunk in chunks for item in chunk]
         self._received = items if wanted is None else [i for i in items if i.trajectory.sample_id in wanted]
 
+    def receive_batch(self, path: str) -> None:
+        """Hold a batch that was written to disk, for the next call."""
+        self._received = read_batch(Path(path))
+
     def update(self, step: int) -> dict[str, float]:
         """One PPO update on the scored trajectories received."""
         scored, self._received = self._received, []
@@ -70,17 +92,23 @@ class LearnerActor:
         if published is None:
             return None
         manifest, buckets = published
-        return (manifest, *buckets, (manifest.version, sum(manifest.bucket_bytes)))
+        digest = blake2b(repr([(s.name, s.checksum) for s in manifest.slots]).encode(), digest_size=16).hexdigest()
+        return (manifest, *buckets, (manifest.version, sum(manifest.bucket_bytes), digest))
 
 
 class LearnerGroup:
     """All ranks of the learner as one."""
 
-    def __init__(self, config: RunConfig, *, device: str) -> None:
+    def __init__(self, config: RunConfig, *, device: str, generation: int = 0) -> None:
+        """`generation` counts the groups before this one, in the actors' names."""
         self._config = config
         self._device = device
-        options = actor_options(config.learner, device=device)
-        self._actors = [spawn(LearnerActor, options, config, rank) for rank in range(config.learner.processes)]
+        options = actor_options(config.learner, device=device) | {"concurrency_groups": {"pulse": 1}}
+        suffix = f".{generation}" if generation else ""
+        self._actors = [
+            spawn(LearnerActor, options, config, rank, name=f"{config.name}/learner-{rank}{suffix}")
+            for rank in range(config.learner.processes)
+        ]
 
     async def start(self, build: Build) -> None:
         """Make the learner on every rank; returns when all are ready."""
@@ -95,6 +123,10 @@ class LearnerGroup:
     async def receive(self, wanted: Collection[SampleId], chunks: list[Any]) -> None:
         """Bring every rank what the next update trains on; LostObjectError leaves the learner as it was."""
         await self._all("receive", set(wanted), *chunks)
+
+    async def receive_batch(self, path: Path) -> None:
+        """Bring every rank a batch that was written to disk."""
+        await self._all("receive_batch", str(path))
 
     async def update(self, step: int) -> dict[str, float]:
         """One PPO update on what was received; its metrics."""
@@ -112,8 +144,10 @@ class LearnerGroup:
         refs = self._actors[0].publish.options(num_returns=bucket_count + 2).remote()
         others = [actor.publish.remote() for actor in self._actors[1:]]
         timeout = self._config.learner.call_timeout
-        (version, total_bytes), *_ = await self._gather([refs[-1], *others], "publish", timeout)
-        return PublishedWeights(version=version, total_bytes=total_bytes, manifest=refs[0], buckets=tuple(refs[1:-1]))
+        (version, total_bytes, digest), *_ = await self._gather([refs[-1], *others], "publish", timeout)
+        return PublishedWeights(
+            version=version, total_bytes=total_bytes, digest=digest, manifest=refs[0], buckets=tuple(refs[1:-1])
+        )
 
     def stop(self) -> None:
         """End every rank's process."""
@@ -127,7 +161,27 @@ class LearnerGroup:
 
     async def _gather(self, refs: list[Any], name: str, timeout: float) -> list[Any]:
         calls = (resolve(ref, what=f"learner rank {rank} ({name})", timeout=timeout) for rank, ref in enumerate(refs))
+        watches = (self._watch(rank, name) for rank in range(len(self._actors)))
         try:
-            return await together(*calls)
+            return await alongside(together(*calls), *watches)
         except ActorLostError as loss:
-            raise WorkerError(f"{loss} The learner holds the optimizer, so that the run ends with it.") from loss
+            raise LearnerLostError(str(loss)) from loss
+
+    async def _watch(self, rank: int, name: str) -> None:
+        """Feel the pulse of a rank during a call; ActorLostError where it does not answer or comes no further."""
+        limit = self._config.learner.stall_timeout
+        moved_at, moved = asyncio.get_running_loop().time(), -1
+        while True:
+            await asyncio.sleep(_PULSE_SECONDS)
+            ref = self._actors[rank].pulse.options(concurrency_group="pulse").remote()
+            try:
+                progress = await resolve(ref, what=f"the pulse of learner rank {rank}", timeout=limit)
+            except DeadlineError as silence:
+                raise ActorLostError(f"{silence} Its process does not answer.") from silence
+            now = asyncio.get_running_loop().time()
+            if progress is None or progress != moved or name != "update":
+                moved_at, moved = now, progress
+            elif now - moved_at > limit:
+                raise ActorLostError(
+                    f"Learner rank {rank} ({name}) makes no progress: nothing for {now - moved_at:.0f} s."
+                )

@@ -50,7 +50,8 @@ def spawn(kind: type, options: dict[str, Any], *args: Any, name: str | None = No
 
     Ray never restarts it or repeats its calls: what either means, its pool knows.
     """
-    return ray.remote(kind).options(name=name, max_restarts=0, max_task_retries=0, **options).remote(*args)
+    made = ray.remote(max_restarts=0, max_task_retries=0, **options)(kind)
+    return made.options(name=name).remote(*args)
 
 
 def end(actor: Any) -> None:

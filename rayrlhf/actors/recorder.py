@@ -10,6 +10,7 @@ from rayrlhf.actors.calls import MOST_LOSSES, ActorLostError, resolve, resolve_b
 from rayrlhf.actors.placement import clerk_options, end, spawn
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import RayrlhfError
+from rayrlhf.experience.spool import write_batch
 from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
 from rayrlhf.types import SampleId, ScoredTrajectory
@@ -36,10 +37,17 @@ class RecorderActor:
         """Write one row of metrics."""
         self._writer.log(stage, step, metrics)
 
-    def samples(self, step: int, wanted: Collection[SampleId], *chunks: list[ScoredTrajectory]) -> dict[str, float]:
-        """Write the wanted training samples of the ppo stage, by name; answers with what only their texts tell."""
+    def samples(
+        self, step: int, wanted: Collection[SampleId], batch: Path | None, *chunks: list[ScoredTrajectory]
+    ) -> dict[str, float]:
+        """Write the wanted training samples of the ppo stage, by name, and all of them as the batch they are, where asked.
+
+        Answers with what only their texts tell.
+        """
         scored = [item for chunk in chunks for item in chunk if item.trajectory.sample_id in wanted]
         scored.sort(key=lambda item: item.trajectory.sample_id)
+        if batch is not None:
+            write_batch(batch, scored)
         self._writer.samples(sample_rows("ppo", step, scored))
         return {"rollout/repeated": repeated_share([(item.prompt_text, item.response_text) for item in scored])}
 
@@ -94,10 +102,12 @@ class Recorder:
         await self._call("log", ("metrics.jsonl", stage, step), stage, step, metrics)
         self.last_steps[stage] = step
 
-    async def samples(self, step: int, wanted: Collection[SampleId], chunks: list[Any]) -> dict[str, float]:
-        """Write the wanted training samples behind the references; what only their texts tell."""
+    async def samples(
+        self, step: int, wanted: Collection[SampleId], chunks: list[Any], batch: Path | None
+    ) -> dict[str, float]:
+        """Write the wanted training samples behind the references, to `batch` too; what only their texts tell."""
         rows = ("samples.jsonl", "ppo", step)
-        metrics: dict[str, float] = await self._call("samples", rows, step, set(wanted), *chunks)
+        metrics: dict[str, float] = await self._call("samples", rows, step, set(wanted), batch, *chunks)
         return metrics
 
     async def evaluation(self, purpose: str, step: int, chunks: list[Any]) -> tuple[dict[str, float], list[float]]:

@@ -80,6 +80,8 @@ class PublishedWeights:
 
     version: PolicyVersion
     total_bytes: int
+    digest: str
+    """Of all tensors' checksums."""
     manifest: Any
     buckets: tuple[Any, ...]
 

@@ -107,6 +107,11 @@ class CheckpointConfig(Node):
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
     """Newest complete checkpoints kept."""
+    spool: bool = True
+    """Keep the ppo stage's batches since the last checkpoint on disk: a learner that dies is brought up to date with them,
+    and --resume goes on from the last update instead of the last checkpoint."""
+    spool_gib: float = Field(default=4.0, gt=0.0)
+    """A checkpoint is written early where they would grow beyond this."""
 
 
 class WandbConfig(Node):

@@ -77,6 +77,8 @@ class PPOLearner:
         self._moments = RunningMoments()
         self.version: PolicyVersion = 0
         self.tokens = 0
+        self.progress = 0
+        """Micro-batches begun since the process started."""
 
     # -- the update -------------------------------------------------------------------------------------------------
 
@@ -280,6 +282,7 @@ class PPOLearner:
             multiple_of=self._ranks.world,
         )
         for part in share_of(plan, self._ranks):
+            self.progress += 1
             indices = [rows[i] for i in part]
             yield indices, rows_or_nothing(batch.sequences, batch.starts, indices).to(self._device)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import RayrlhfError
+from rayrlhf.experience.spool import ExperienceSpool
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.folder import RunFolder, tracks
 
@@ -30,8 +31,9 @@ def saved_so_far(folder: RunFolder, config: RunConfig) -> tuple[dict[str, str], 
             checkpoint, _ = CheckpointStore(folder.checkpoints(track), keep=config.checkpoint.keep).newest()
             if checkpoint is not None:
                 newest[track] = str(checkpoint.directory.relative_to(folder.root))
+    spooled = bool(ExperienceSpool(folder.spool).updates(0))
     ended = any(folder.finished(stage) for stage in config.stages)
-    return newest, bool(newest) or ended or any(folder.root.glob("checkpoints/*.trained"))
+    return newest, bool(newest) or spooled or ended or any(folder.root.glob("checkpoints/*.trained"))
 
 
 def record_failure(

@@ -45,7 +45,7 @@ class RunFolder:
         forget_stage(self.root, stage)
         outputs = [self.model_dir(STAGE_OUTPUT[stage])]
         if stage == "ppo":
-            outputs.append(self.model_dir("critic"))
+            outputs += [self.model_dir("critic"), self.spool]
         if stage == "reward":
             outputs += [*self.root.glob("checkpoints/reward*")]
         for directory in (*outputs, self.checkpoints(stage)):
@@ -62,6 +62,11 @@ class RunFolder:
     def checkpoints(self, track: str) -> Path:
         """Where the checkpoints of a stage, or of one member of it, lie."""
         return self.root / "checkpoints" if track == "ppo" else self.root / "checkpoints" / track
+
+    @property
+    def spool(self) -> Path:
+        """Where the batches since the last checkpoint of the ppo stage lie."""
+        return self.root / "experience"
 
     def candidate(self, track: str) -> Path:
         """Where the best model of a stage or member lies until the stage is finished."""

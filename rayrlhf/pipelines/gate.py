@@ -6,12 +6,12 @@ take over cannot show before.
 """
 
 from rayrlhf.actors.calls import repeated_when_lost
-from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.errors import WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.prompts import fixed_groups
+from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.rollout.parity import Origin, check_parity, parity_thresholds
 from rayrlhf.types import PolicyVersion, Prompt
 
@@ -19,7 +19,7 @@ from rayrlhf.types import PolicyVersion, Prompt
 class ParityGate:
     """Compares engines and learner on fixed prompts; ParityError stops the run."""
 
-    def __init__(self, context: RunContext, rollout: RolloutPool, learner: LearnerGroup, prompts: list[Prompt]) -> None:
+    def __init__(self, context: RunContext, rollout: RolloutPool, learner: Trainer, prompts: list[Prompt]) -> None:
         config = context.config
         self._config = config
         self._rollout = rollout

@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.pipelines.best_policy import BestPolicies
 from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.reward.guard import Observation, OveroptimizationGuard
 
 Confirm = Callable[[int], Awaitable[dict[str, float]]]
@@ -15,7 +15,7 @@ Confirm = Callable[[int], Awaitable[dict[str, float]]]
 class GuardControl:
     """Acts on what the guard finds. The policy of the judge's peak is kept on disk, and is what the stage exports."""
 
-    def __init__(self, context: RunContext, learner: LearnerGroup, *, confirm: Confirm) -> None:
+    def __init__(self, context: RunContext, learner: Trainer, *, confirm: Confirm) -> None:
         self._context = context
         self._settings = context.config.ppo.guard
         self._learner = learner
@@ -96,7 +96,7 @@ class GuardControl:
 
     async def _act(self, told: str) -> None:
         if self._settings.action == "raise_kl":
-            await self._learner.call("scale_kl", self._settings.kl_factor)
+            await self._learner.change("scale_kl", self._settings.kl_factor)
             consequence = f"the KL coefficient is multiplied by {self._settings.kl_factor:g}"
         elif self._settings.action == "stop":
             self.stopped = True

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from rayrlhf.actors.calls import alongside, together
-from rayrlhf.actors.learner import LearnerGroup
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import RunConfig
@@ -14,13 +13,14 @@ from rayrlhf.errors import ModelError, WeightSyncError
 from rayrlhf.learner.build import build_ppo
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
-from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.evaluation import Evaluator
 from rayrlhf.pipelines.gate import ParityGate
 from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.loop import ControlLoop, Update
+from rayrlhf.pipelines.ppo_summary import ppo_summary
 from rayrlhf.pipelines.prompts import GroupStream, PromptSet
+from rayrlhf.pipelines.saving import Saving, resume_point
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.telemetry.console import Progress, evaluation_line
 from rayrlhf.telemetry.wording import nothing_to_learn
@@ -37,10 +37,12 @@ class PPOStage:
         self._config = config
         self._prompts = prompts
         self._policy_dir = policy_dir
-        self._build = partial(build_ppo, policy_dir=policy_dir, reward_model_dir=reward_model_dir)
-        self._store = CheckpointStore(context.folder.checkpoints("ppo"), keep=config.checkpoint.keep)
-        self._learner = LearnerGroup(config, device=context.device)
-        self._trainer = Trainer(self._learner, context.recorder)
+        build = partial(build_ppo, policy_dir=policy_dir, reward_model_dir=reward_model_dir)
+
+        def learner(config: RunConfig, ranks: Ranks) -> PPOLearner:
+            return build(config, ranks=ranks)
+
+        self._trainer = Trainer(context, learner)
         self._rollout = RolloutPool(
             config,
             model_dir=policy_dir,
@@ -67,8 +69,9 @@ class PPOStage:
             tell=context.events.tell,
         )
         self._evaluator = Evaluator(context, prompts.heldout, rollout=self._rollout, scoring=self._scoring)
-        self._guard = GuardControl(context, self._learner, confirm=self._confirm)
-        self._gate = ParityGate(context, self._rollout, self._learner, prompts.heldout)
+        self._guard = GuardControl(context, self._trainer, confirm=self._confirm)
+        self._gate = ParityGate(context, self._rollout, self._trainer, prompts.heldout)
+        self._saving = Saving(context, self._trainer, driver_state=self._driver_state)
         self._progress: Progress | None = None
         self._before: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -83,26 +86,21 @@ class PPOStage:
         try:
             tokens = await alongside(self._work(), self._rollout.pool.run(), self._scoring.pool.run())
         finally:
-            self._learner.stop()
+            self._trainer.stop()
         return self._summary(tokens=tokens, wall_seconds=time.monotonic() - started)
 
     async def _work(self) -> int:
         await self._start()
         await self._train()
         self._last = await self._guard.export(self._last)
-        tokens: int = await self._learner.call("tokens")
+        tokens: int = await self._trainer.call("tokens")
         return tokens
 
     # -- starting ---------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        build = self._build
         self._context.console.note("Starting the rollout, scoring and learner processes: about half a minute.")
-
-        def learner(config: RunConfig, ranks: Ranks) -> PPOLearner:
-            return build(config, ranks=ranks)
-
-        await together(self._rollout.pool.ready(), self._scoring.pool.ready(), self._learner.start(learner))
+        await together(self._rollout.pool.ready(), self._scoring.pool.ready(), self._trainer.start())
         await self._gate.check(0, origin="loaded")
         await self._resume()
         figures = await self._first_publication()
@@ -112,20 +110,19 @@ class PPOStage:
             self._context.console.note(f"Before the first update: {evaluation_line(self._before)}.")
 
     async def _resume(self) -> None:
-        if not self._context.resume:
+        point = resume_point(self._context.folder, self._config) if self._context.resume else None
+        if point is None:
             return
-        checkpoint, skipped = self._store.newest()
-        if skipped:
-            self._context.console.warn(f"Skipped incomplete checkpoints: {', '.join(skipped)}.")
-        if checkpoint is None:
-            return
-        await self._learner.call("load", str(checkpoint.directory))
-        self._loop.version = await self._learner.call("version")
-        self._loop.ledger.load_state_dict(checkpoint.driver_state["ledger"])
-        self._before = checkpoint.driver_state["before"]
-        self._worst_mismatch_p99 = checkpoint.driver_state["worst_mismatch_p99"]
-        self._guard.load_state_dict(checkpoint.driver_state["guard"])
-        self._context.console.note(f"Resumed from {checkpoint.directory.name}.")
+        if point.skipped:
+            self._context.console.warn(f"Skipped incomplete checkpoints: {', '.join(point.skipped)}.")
+        state = point.driver_state
+        await self._trainer.resume(point.checkpoint, point.updates)
+        self._loop.version = point.step
+        self._loop.ledger.load_state_dict(state["ledger"])
+        self._before = state["before"]
+        self._worst_mismatch_p99 = state["worst_mismatch_p99"]
+        self._guard.load_state_dict(state["guard"])
+        self._context.console.note(f"Resumed from {point.told}.")
 
     async def _first_publication(self) -> dict[str, float]:
         """Give the engines the learner's weights for the first time, and hold both to it."""
@@ -169,10 +166,12 @@ class PPOStage:
         if version % self._config.ppo.evaluate_every == 0 or version == last:
             self._last = await self._evaluate(version)
             metrics |= self._last
-        if version % self._config.checkpoint.every == 0 or version == last:
-            metrics["time/checkpoint"] = await self._checkpoint(version)
+        if self._saving.due(version) or version == last:
+            metrics["time/checkpoint"] = await self._saving.checkpoint(version)
+            self._guard.checkpointed()
         metrics |= self._step_metrics(update)
         await self._context.recorder.log("ppo", version, metrics)
+        self._saving.updated()
         assert self._progress is not None
         self._progress.update(version, metrics)
         return not self._guard.stopped
@@ -189,18 +188,13 @@ class PPOStage:
         metrics, _ = await self._evaluator.answer("confirm", step)
         return metrics
 
-    async def _checkpoint(self, step: int) -> float:
-        begun = time.monotonic()
-        driver_state = {
+    def _driver_state(self) -> dict[str, Any]:
+        return {
             "ledger": self._loop.ledger.state_dict(),
             "before": self._before,
             "worst_mismatch_p99": max(self._worst_mismatch_p99, self._gate.worst_p99),
             "guard": self._guard.state_dict(),
         }
-        with self._store.write(step, driver_state) as directory:
-            await self._learner.call("save", str(directory))
-        self._guard.checkpointed()
-        return time.monotonic() - begun
 
     def _step_metrics(self, update: Update) -> dict[str, float]:
         restarts = self._context.account.restarts("ppo")
@@ -220,28 +214,23 @@ class PPOStage:
             self._context.console.warn(warning)
 
     def _restarts(self) -> dict[str, int]:
-        return {"rollout": self._rollout.pool.restarts, "scoring": self._scoring.pool.restarts}
+        return {
+            "rollout": self._rollout.pool.restarts,
+            "scoring": self._scoring.pool.restarts,
+            "learner": self._trainer.restarts,
+        }
 
     def _summary(self, *, tokens: int, wall_seconds: float) -> dict[str, Any]:
-        ledger, after = self._loop.ledger, self._last
-        return {
-            "wall_seconds": wall_seconds,
-            "tokens": tokens,
-            "updates": self._config.ppo.updates,
-            "score_before": self._before["eval/score"],
-            "score_after": after["eval/score"],
-            "pass_rate_before": self._before.get("eval/pass_rate"),
-            "pass_rate_after": after.get("eval/pass_rate"),
-            "gold_before": self._before.get("eval/gold"),
-            "gold_after": after.get("eval/gold"),
-            "gold_best": self._prompts.gold_best,
-            "kl_to_reference": after["eval/kl"],
-            "mismatch_p99": max(self._worst_mismatch_p99, self._gate.worst_p99),
-            "samples_trained": ledger.trained,
-            "samples_lost": ledger.lost,
-            "samples_duplicated": ledger.duplicated,
-            "samples_dropped": ledger.dropped,
-            "restarts": self._context.account.restarts("ppo"),
-            "policy_versions": self._loop.version,
-            **self._guard.summary(last_step=self._loop.version),
-        }
+        facts = ppo_summary(
+            before=self._before,
+            after=self._last,
+            ledger=self._loop.ledger,
+            version=self._loop.version,
+            gold_best=self._prompts.gold_best,
+            mismatch_p99=max(self._worst_mismatch_p99, self._gate.worst_p99),
+            restarts=self._context.account.restarts("ppo"),
+            tokens=tokens,
+            updates=self._config.ppo.updates,
+            wall_seconds=wall_seconds,
+        )
+        return facts | self._guard.summary(last_step=self._loop.version)

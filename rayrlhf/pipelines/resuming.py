@@ -8,6 +8,7 @@ from rayrlhf.config import RunConfig, Stage
 from rayrlhf.errors import CheckpointError, ConfigError
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.folder import RunFolder, flatten, tracks
+from rayrlhf.pipelines.saving import resume_point
 
 FIXED = ("seed", "model", "data", "sampling")
 """Sections that are the run's identity: never changed."""
@@ -46,6 +47,10 @@ USED_BY_STAGE: Mapping[Stage, tuple[str, ...]] = {
 steps were (which rows, which reward, which parameters, what the guard compares), and is refused from its first
 checkpoint on; so is every key of a finished stage, but more of `ppo.updates`."""
 
+KEEPS_THE_UPDATE = ("name", "output_dir", "stages", "rollout", "scoring", "parity", "checkpoint", "cluster", "wandb")
+"""Sections that no update depends on: with any other changed, the updates since a checkpoint are not repeated but made
+anew, from the checkpoint on."""
+
 _SERVER_KEYS = ("urls", "batch", "concurrency", "timeout", "retries")
 """Of a reward term: where its server is and how it is asked, not what it answers."""
 
@@ -55,7 +60,7 @@ class StageState:
     """How far a stage is, as its folder tells."""
 
     step: int | None
-    """Of its newest checkpoint; 0 where only a trained member of an ensemble is there; None before either."""
+    """Last one that is saved; 0 where only a trained member of an ensemble is there; None before either."""
     finished: bool
     member_trained: bool = False
 
@@ -73,7 +78,9 @@ class ResumePlan:
     changed: list[str]
     """Keys that differ from the folder's configuration; all of them are used."""
     last_steps: dict[str, int]
-    """By track of a stage left to do: its last step that a checkpoint holds, -1 for none."""
+    """By track of a stage left to do: its last step that is saved, -1 for none."""
+    spool: bool = True
+    """Whether the updates since the ppo stage's checkpoint are gone on with."""
 
 
 def demand_begun(folder: RunFolder) -> None:
@@ -85,9 +92,12 @@ def demand_begun(folder: RunFolder) -> None:
 def plan_resume(folder: RunFolder, config: RunConfig) -> ResumePlan:
     """What goes on, from which steps; ConfigError or CheckpointError for what could not be used or gone on with."""
     summary = folder.read_summary()
-    states: dict[Stage, StageState] = {stage: stage_state(folder, config, stage, summary) for stage in get_args(Stage)}
     old, new = folder.read_config(), flatten(config.model_dump(mode="json"))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    spool = all(_within(key, KEEPS_THE_UPDATE) for key in changed)
+    states: dict[Stage, StageState] = {
+        stage: stage_state(folder, config, stage, summary, spool=spool) for stage in get_args(Stage)
+    }
     has_wandb_run = folder.wandb_run_id() is not None
     going_on = _more_updates(config, summary)
     # A finished stage that is given more updates is under way again.
@@ -103,18 +113,20 @@ def plan_resume(folder: RunFolder, config: RunConfig) -> ResumePlan:
     _check_lengths(folder, config, states, old, summary)
     left = [stage for stage in config.stages if not states[stage].finished or (stage == "ppo" and going_on)]
     last_steps = {
-        track: -1 if (step := _newest(folder, config, track)) is None else step
+        track: -1 if (step := _newest(folder, config, track, spool=spool)) is None else step
         for stage in left
         for track in tracks(config, stage)
         if not folder.trained(track).exists()
     }
-    return ResumePlan(stages=left, changed=changed, last_steps=last_steps)
+    return ResumePlan(stages=left, changed=changed, last_steps=last_steps, spool=spool)
 
 
-def stage_state(folder: RunFolder, config: RunConfig, stage: Stage, summary: Mapping[str, Any]) -> StageState:
+def stage_state(
+    folder: RunFolder, config: RunConfig, stage: Stage, summary: Mapping[str, Any], *, spool: bool = True
+) -> StageState:
     """How far a stage is: finished with its export and its part of the summary, begun with a checkpoint."""
     names = tracks(config, stage)
-    steps = [step for track in names if (step := _newest(folder, config, track)) is not None]
+    steps = [step for track in names if (step := _newest(folder, config, track, spool=spool)) is not None]
     trained = any(folder.trained(track).exists() for track in names)
     return StageState(
         step=max(steps, default=0 if trained else None),
@@ -154,7 +166,10 @@ def _asks_a_server(key: str) -> bool:
     return key.startswith("ppo.rewards.") and key.rpartition(".")[2] in _SERVER_KEYS
 
 
-def _newest(folder: RunFolder, config: RunConfig, track: str) -> int | None:
+def _newest(folder: RunFolder, config: RunConfig, track: str, *, spool: bool) -> int | None:
+    if track == "ppo":
+        point = resume_point(folder, config, spool=spool)
+        return None if point is None else point.step
     newest, _ = CheckpointStore(folder.checkpoints(track), keep=config.checkpoint.keep).newest()
     return None if newest is None else newest.step
 

@@ -14,6 +14,7 @@ from rayrlhf.actors.memory import ClusterMemory
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig, Stage
 from rayrlhf.errors import ConfigError
+from rayrlhf.experience.spool import ExperienceSpool
 from rayrlhf.pipelines.checks import check_run
 from rayrlhf.pipelines.claim import claimed
 from rayrlhf.pipelines.context import RunContext
@@ -258,6 +259,8 @@ def _open_folder(
         aside = folder.set_aside()
         if aside is not None:
             console.note(f"The earlier run of this name is now {aside}.")
+    if not plan.spool:
+        ExperienceSpool(folder.spool).clear()
     folder.root.mkdir(parents=True, exist_ok=True)
     if not resume and only is not None:
         folder.clear_stage(only)

@@ -1,20 +1,66 @@
-"""The learner as the control loop knows it: a batch in, metrics and published weights out."""
+"""The learner as the control loop knows it: a batch in, metrics and weights out, whatever becomes of its processes."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from rayrlhf.actors.learner import LearnerGroup
-from rayrlhf.actors.recorder import Recorder
+from rayrlhf.actors.learner import Build, LearnerGroup, LearnerLostError
+from rayrlhf.actors.replica import RestartBudget
 from rayrlhf.actors.rollout import PublishedWeights
+from rayrlhf.algorithms.mismatch import Mismatch
+from rayrlhf.errors import WorkerError
 from rayrlhf.experience.buffer import ScoredGroup
+from rayrlhf.experience.spool import ExperienceSpool, SpooledUpdate
+from rayrlhf.pipelines.context import RunContext
+from rayrlhf.telemetry.events import Event
+
+Result = TypeVar("Result")
 
 
 class Trainer:
-    """Hands batches to the learner and to the recorder, and publishes."""
+    """A learner that is replaced when it dies.
 
-    def __init__(self, learner: LearnerGroup, recorder: Recorder) -> None:
-        self._learner = learner
-        self._recorder = recorder
+    Every batch is on disk before its update begins, and the update is deterministic: a new learner loads the last
+    checkpoint, repeats the updates since then, and is where the lost one was. The engines notice nothing, as long as the
+    weights it publishes are the ones they hold.
+    """
+
+    def __init__(self, context: RunContext, build: Build) -> None:
+        self._context = context
+        self._config = context.config
+        self._build = build
+        self._spool: ExperienceSpool | None = None
+        if self._config.checkpoint.spool:
+            self._spool = ExperienceSpool(context.folder.spool)
+        self._budget = RestartBudget(most=self._config.learner.max_restarts, window=self._config.learner.restart_window)
+        self._started_at = 0.0
+        self._checkpoint: str | None = None
+        self._since: list[SpooledUpdate] = []
+        """Updates since the checkpoint."""
+        self._received: int | None = None
+        """Update whose batch the learner holds and has not begun."""
+        self._digest: str | None = None
+        """Of the weights published last."""
         self._bucket_count = 0
+        self.restarts = 0
+        self._group = LearnerGroup(self._config, device=context.device)
+
+    async def start(self) -> None:
+        """Make the learner on every rank."""
+        self._started_at = _now()
+        await self._group.start(self._build)
+
+    async def resume(self, checkpoint: str | None, updates: Sequence[SpooledUpdate]) -> None:
+        """Go on from a checkpoint, None for the start, and the updates after it."""
+        self._checkpoint, self._since = checkpoint, [replace(update, driver_state={}) for update in updates]
+        await self._surviving(self._catch_up)
+
+    def stop(self) -> None:
+        """End the learner's processes."""
+        self._group.stop()
+
+    # -- what is asked of it ----------------------------------------------------------------------------------------
 
     async def receive(self, step: int, batch: Sequence[ScoredGroup]) -> dict[str, float]:
         """Bring the learner a batch and write its samples down; what their texts tell.
@@ -23,15 +69,128 @@ class Trainer:
         """
         wanted = [sample_id for group in batch for sample_id in group.sample_ids]
         refs = list({group.ref.hex(): group.ref for group in batch}.values())
-        await self._learner.receive(wanted, refs)
-        return await self._recorder.samples(step + 1, wanted, refs)
+        path = self._spool.batch_path(step) if self._spool is not None else None
+        await self._surviving(lambda: self._group.receive(wanted, refs))
+        figures = await self._context.recorder.samples(step + 1, wanted, refs, path)
+        self._received = step
+        return figures
 
     async def update(self, step: int) -> dict[str, float]:
         """One update on what was received; its metrics."""
-        return await self._learner.update(step)
+        metrics = await self._surviving(lambda: self._group.update(step))
+        self._received = None
+        if self._spool is not None:
+            self._since.append(SpooledUpdate(step=step, path=self._spool.batch_path(step)))
+        return metrics
 
     async def publish(self) -> PublishedWeights:
         """The policy's weights as references that outlive the learner."""
+        weights = await self._surviving(self._publish)
+        self._digest = weights.digest
+        return weights
+
+    async def mismatch(self, chunks: list[Any]) -> Mismatch:
+        """Engine against learner on the trajectories behind the references."""
+        return await self._surviving(lambda: self._group.mismatch(chunks))
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Read or write something of the learner that leaves it as it is."""
+        return await self._surviving(lambda: self._group.call(method, *args))
+
+    async def change(self, method: str, *args: Any) -> None:
+        """Have a method change the learner, and remember that."""
+        await self.call(method, *args)
+        if self._since:
+            last = self._since[-1]
+            self._since[-1] = replace(last, calls=(*last.calls, (method, args)))
+
+    # -- what is kept for the next one ------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether the spool has outgrown its bound, so that a checkpoint is due."""
+        return self._spool is not None and self._spool.bytes > self._config.checkpoint.spool_gib * 2**30
+
+    def updated(self, driver_state: dict[str, Any]) -> None:
+        """An update is done with all that follows it: a driver that dies goes on from here."""
+        if self._spool is not None and self._since:
+            last = self._since[-1]
+            self._spool.complete(replace(last, digest=self._digest or "", driver_state=driver_state))
+
+    async def save(self, directory: str) -> None:
+        """Write the learner's part of a checkpoint."""
+        await self.call("save", directory)
+
+    def saved(self, checkpoint: str, version: int) -> None:
+        """A checkpoint is complete: what led to it is not needed any more."""
+        self._checkpoint, self._since = checkpoint, []
+        if self._spool is not None:
+            self._spool.forget(version)
+
+    # -- after a death ----------------------------------------------------------------------------------------------
+
+    async def _surviving(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        while True:
+            try:
+                return await act()
+            except LearnerLostError as loss:
+                await self._replace(loss)
+
+    async def _replace(self, loss: LearnerLostError) -> None:
+        if self._spool is None:
+            raise WorkerError(f"{loss} With checkpoint.spool=false the run ends with its learner.") from loss
+        begun = _now()
+        while True:
+            self.restarts += 1
+            if not self._budget.bear(_now(), node=None, born=self._started_at):
+                raise WorkerError(
+                    f"{loss} The learner was lost more than {self._config.learner.max_restarts} times within "
+                    f"{self._config.learner.restart_window:.0f} s (learner.max_restarts, learner.restart_window)."
+                ) from loss
+            self._tell("death", f"{loss} A new learner starts.")
+            self._group.stop()
+            self._group = LearnerGroup(self._config, device=self._context.device, generation=self.restarts)
+            try:
+                await self.start()
+                started = _now()
+                await self._catch_up()
+                break
+            except LearnerLostError as again:
+                loss = again
+        since = "the start" if self._checkpoint is None else self._checkpoint.rpartition("/")[2]
+        self._tell(
+            "replacement",
+            f"The learner is replaced after {_now() - begun:.0f} s: {len(self._since)} updates since {since} repeated in "
+            f"{_now() - started:.1f} s, with the same weights.",
+        )
+
+    async def _catch_up(self) -> None:
+        if self._checkpoint is not None:
+            await self._group.call("load", self._checkpoint)
+        for update in self._since:
+            await self._group.receive_batch(update.path)
+            await self._group.update(update.step)
+            for method, args in update.calls:
+                await self._group.call(method, *args)
+        if self._digest is not None:
+            repeated = await self._publish()
+            if repeated.digest != self._digest:
+                raise WorkerError(
+                    f"The new learner's weights of version {repeated.version} are not those that the lost one published, "
+                    f"which the engines hold: its updates do not repeat exactly on this hardware; go on from the checkpoint."
+                )
+        if self._received is not None:
+            assert self._spool is not None
+            await self._group.receive_batch(self._spool.batch_path(self._received))
+
+    async def _publish(self) -> PublishedWeights:
         if not self._bucket_count:
-            self._bucket_count = await self._learner.call("bucket_count")
-        return await self._learner.publish(self._bucket_count)
+            self._bucket_count = await self._group.call("bucket_count")
+        return await self._group.publish(self._bucket_count)
+
+    def _tell(self, kind: Any, text: str) -> None:
+        self._context.events.tell(Event(kind=kind, text=text, role="learner"))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from rayrlhf.actors.calls import MOST_LOSSES, LostObjectError, repeated_when_los
 from rayrlhf.actors.placement import spawn
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.actors.recorder import Recorder
-from rayrlhf.config import load_config
+from rayrlhf.actors.replica import Replica, State
+from rayrlhf.config import RoleConfig, load_config
+from rayrlhf.telemetry.events import Event
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
@@ -27,6 +30,9 @@ ROOT = Path(__file__).parents[2]
 
 class Maker:
     """Makes arrays too large to travel inside an answer, and reads them."""
+
+    def where(self) -> tuple[str, int]:
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def ready(self) -> None:
         pass
@@ -58,20 +64,30 @@ def lost_object() -> Any:
         time.sleep(0.1)
 
 
-def make_pool(options: dict[str, Any], told: list[str], size: int = 1) -> ReplicaPool:
-    async def nothing(_: Any) -> None:
-        pass
+async def live(replica: Replica) -> None:
+    while replica.state is State.SERVING or replica.pending:
+        await resolve(replica.handle.where.remote(), what="a pulse", timeout=30.0)
+        await asyncio.sleep(0.2)
 
-    return ReplicaPool(
-        role="making",
+
+@asynccontextmanager
+async def running(options: dict[str, Any], told: list[Event], size: int = 1) -> AsyncIterator[ReplicaPool]:
+    pool = ReplicaPool(
+        "making",
+        RoleConfig(start_timeout=120.0, call_timeout=60.0),
         size=size,
         spawn=lambda _: spawn(Maker, {"num_cpus": 0, **options}),
-        prepare=nothing,
-        start_timeout=120.0,
-        call_timeout=60.0,
-        max_restarts=3,
+        serve=live,
         tell=told.append,
     )
+    run = asyncio.ensure_future(pool.run())
+    await pool.ready()
+    try:
+        yield pool
+        assert not run.done()
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +104,29 @@ def cluster() -> Iterator[Cluster]:
 
 async def test_a_lost_argument_is_named_and_its_maker_is_asked_again(cluster: Cluster) -> None:
     """Neither process died: the pool replaces nobody, and the caller learns which of the values is gone."""
-    pool = make_pool({}, [], size=2)
-    await pool.start()
-    kept, _ = await pool.call("make", 300_000)
-    lost = lost_object()
-    with pytest.raises(
-        LostObjectError, match=r"making worker \d .total. failed: a value it was given is lost"
-    ) as caught:
-        await pool.call("total", kept, lost)
-    assert caught.value.object_id == lost.hex()
-    assert pool.restarts == 0
-    attempts = 0
+    async with running({}, [], size=2) as pool:
+        kept, _ = await pool.call("make", 300_000)
+        lost = lost_object()
+        with pytest.raises(
+            LostObjectError, match=r"making worker \d .total. failed: a value it was given is lost"
+        ) as caught:
+            await pool.call("total", kept, lost)
+        assert caught.value.object_id == lost.hex()
+        assert pool.restarts == 0
+        attempts = 0
 
-    @repeated_when_lost
-    async def whole() -> float:
-        nonlocal attempts
-        attempts += 1
-        made, _ = await pool.call("make", 300_000)
-        if attempts < 3:
-            made = lost_object()
-        _, total = await pool.call("total", made)
-        return float(total)
+        @repeated_when_lost
+        async def whole() -> float:
+            nonlocal attempts
+            attempts += 1
+            made, _ = await pool.call("make", 300_000)
+            if attempts < 3:
+                made = lost_object()
+            _, total = await pool.call("total", made)
+            return float(total)
 
-    assert await whole() == 300_000
-    assert attempts == 3
-    pool.stop()
+        assert await whole() == 300_000
+        assert attempts == 3
 
 
 async def test_a_loss_without_end_is_an_error(cluster: Cluster) -> None:
@@ -129,29 +143,30 @@ async def test_a_loss_without_end_is_an_error(cluster: Cluster) -> None:
     assert attempts == MOST_LOSSES + 1
 
 
-async def test_a_node_dies_with_its_values_and_its_worker(cluster: Cluster) -> None:
-    """Replacements are not used up on the dying node before the cluster knows that it is dead."""
+async def test_a_node_dies_with_its_values_and_its_workers(cluster: Cluster) -> None:
+    """It is one loss, and replacements are not used up on the dying node before the cluster knows that it is dead."""
     store = 100 * 2**20
-    dying = cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 1})
-    told: list[str] = []
-    makers, reader = make_pool({"resources": {"making": 1}}, told), make_pool({"resources": {"reading": 1}}, [])
-    await makers.start()
-    await reader.start()
-    lost, node = await makers.call("make", 300_000)
-    assert node == dying.node_id
-    cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 1})
-    cluster.wait_for_nodes()
-    cluster.remove_node(dying, allow_graceful=False)
-    made, elsewhere = await makers.call("make", 300_000)
-    assert elsewhere != node
-    assert 1 <= makers.restarts <= 3
-    assert f"Replacement {makers.restarts} of at most 3 starts" in told[-1]
-    with pytest.raises(LostObjectError) as caught:
-        await reader.call("total", made, lost)
-    assert caught.value.object_id == lost.hex()
-    assert reader.restarts == 0
-    makers.stop()
-    reader.stop()
+    dying = cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 4})
+    told: list[Event] = []
+    async with (
+        running({"resources": {"making": 1}}, told, size=4) as makers,
+        running({"resources": {"reading": 1}}, []) as reader,
+    ):
+        lost, node = await makers.call("make", 300_000)
+        assert node == dying.node_id
+        cluster.add_node(num_cpus=1, object_store_memory=store, resources={"making": 4})
+        cluster.wait_for_nodes()
+        cluster.remove_node(dying, allow_graceful=False)
+        made, elsewhere = await makers.call("make", 300_000)
+        assert elsewhere != node
+        async with asyncio.timeout(90):
+            await makers.ready()
+        assert makers.restarts >= 4  # more than the three losses that the budget bears
+        assert sum(event.kind == "replacement" for event in told) >= 4
+        with pytest.raises(LostObjectError) as caught:
+            await reader.call("total", made, lost)
+        assert caught.value.object_id == lost.hex()
+        assert reader.restarts == 0
 
 
 async def test_the_recorder_is_on_the_drivers_node_and_goes_on_after_its_death(

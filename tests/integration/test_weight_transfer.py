@@ -261,7 +261,6 @@ class Refused:
     again: int
     older: str
     other_weights: str
-    in_flight: str
     not_reset: str
     before: list[Trajectory]
     after: list[Trajectory]
@@ -276,17 +275,14 @@ def refuse(pair: lab.Pair, odd: lab.Pair) -> Refused:
         again = engine.apply_weights(*lab.publish(pair.new, version=3))
         older = refusal(lambda: engine.apply_weights(*lab.publish(pair.old, version=2)))
         other_weights = refusal(lambda: engine.apply_weights(*lab.publish(pair.old, version=3)))
-        engine._llm.enqueue([{"prompt_token_ids": [7, 8]}], engine._sampling_params(requests[0]), use_tqdm=False)
-        in_flight = refusal(lambda: engine.apply_weights(*lab.publish(pair.old, version=4)))
-        engine._llm.wait_for_completion(use_tqdm=False)
         after = engine.generate(requests)
-        engine._llm.reset_prefix_cache = lambda: False
+        engine._llm.reset_prefix_cache = lambda **_: False
         not_reset = refusal(lambda: engine.apply_weights(*lab.publish(pair.old, version=4)))
         assert refusal(lambda: engine.generate(requests))
     with lab.engine(odd.old) as engine:
         engine.apply_weights(*lab.publish(odd.new, version=1))
         padded = engine.generate(lab.requests(prompts=2))
-    return Refused(again, older, other_weights, in_flight, not_reset, before, after, padded)
+    return Refused(again, older, other_weights, not_reset, before, after, padded)
 
 
 @pytest.fixture(scope="module")
@@ -309,10 +305,6 @@ def test_the_version_in_force_is_acknowledged_again(refused: Refused) -> None:
 def test_versions_only_move_forward_and_never_change(refused: Refused) -> None:
     assert "holds version 3 and was given version 2" in refused.older
     assert "holds version 3 and was given version 3 with other weights" in refused.other_weights
-
-
-def test_an_update_waits_for_requests_in_flight(refused: Refused) -> None:
-    assert "requests were in flight" in refused.in_flight
 
 
 def test_a_harmless_refusal_leaves_the_engine_as_it_was(refused: Refused) -> None:
