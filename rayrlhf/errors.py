@@ -64,6 +64,12 @@ class DeadlineError(WorkerError, TimeoutError):
     """A wait passed its deadline; the sentence says what was waited for and for how long."""
 
 
+class StoppedError(RayrlhfError):
+    """The run was asked to stop and did, with what it has saved; it is not finished."""
+
+    exit_status = 3
+
+
 class NonFiniteError(RayrlhfError, ArithmeticError):
     """A loss or gradient stayed non-finite for too many optimizer steps in a row."""
 

@@ -277,6 +277,21 @@ def connect(config: RunConfig) -> None:
         ) from error
 
 
+def visit(address: str) -> None:
+    """Join a run's cluster to ask something of it; ResourceError, in one sentence, when it cannot be."""
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    _reach(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # as in `connect`
+        raise ResourceError(f"The Ray cluster at {address} cannot be joined: {_told(error)}.") from error
+
+
+def leave() -> None:
+    """End the visit."""
+    ray.shutdown()
+
+
 def _reach(address: str) -> None:
     """Refuse an address where nobody listens: Ray would try for minutes, and then end the process."""
     if address == "auto":

@@ -209,6 +209,15 @@ class RolloutPool:
         """Response tokens that all workers together draw in a second of drawing, since the last call."""
         return self._queue.tokens_per_second()
 
+    @property
+    def waiting(self) -> int:
+        """Groups that no worker has yet."""
+        return self._queue.waiting
+
+    def work_of(self, number: int) -> dict[str, Any]:
+        """What a worker has in work, and how fast it draws."""
+        return self._queue.work_of(number)
+
     # -- one worker's service ---------------------------------------------------------------------------------------
 
     @property

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rayrlhf.actors.replica import Replica
 from rayrlhf.rollout.stream import FinishedGroup, Progress
@@ -28,6 +29,8 @@ class _Work:
     told_drawn: int = 0
     seconds: float = 0.0
     seen_at: float | None = None
+    speed: float = 0.0
+    """Tokens a second, when it last drew any."""
 
 
 class RolloutQueue:
@@ -117,8 +120,17 @@ class RolloutQueue:
         """What a worker tells of itself."""
         work = self._work[worker]
         if work.seen_at is not None and progress.tokens > work.drawn:
-            work.seconds += now - work.seen_at
+            seconds = now - work.seen_at
+            work.seconds += seconds
+            work.speed = (progress.tokens - work.drawn) / max(seconds, 1e-9)
         work.seen_at, work.drawn = now, progress.tokens
+
+    def work_of(self, worker: int) -> dict[str, Any]:
+        """Groups and samples a worker has in work, and its speed while it draws."""
+        work = self._work.get(worker)
+        if work is None:
+            return {}
+        return {"groups": len(work.groups), "in_work": work.samples, "tokens_per_second": work.speed}
 
     def tokens_per_second(self) -> float:
         """Tokens that all workers together draw in a second of drawing, since the last call."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rayrlhf.cli import judge
+from rayrlhf.cli import judge, live
 from rayrlhf.cli.errors import clear_errors, quiet_libraries
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ app.add_typer(reward, name="reward")
 app.add_typer(judge.evaluate, name="evaluate")
 app.command()(judge.score)
 app.command()(judge.verify)
+app.command()(live.status)
+app.command()(live.scale)
+app.command()(live.stop)
 
 
 @reward.command("train")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.config import RunConfig
+from rayrlhf.pipelines.control import RunControl
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
@@ -22,5 +23,6 @@ class RunContext:
     memory: MemorySampler
     account: RunAccount
     events: EventLog
+    control: RunControl
     device: str
     resume: bool

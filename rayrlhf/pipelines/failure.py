@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import RayrlhfError
+from rayrlhf.errors import RayrlhfError, StoppedError
 from rayrlhf.experience.spool import ExperienceSpool
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.folder import RunFolder, tracks
@@ -70,6 +70,6 @@ def record_failure(
     if interrupted:
         told = f"go on with: {command}" if command else "nothing was saved yet, so start it again"
         return KeyboardInterrupt(f"interrupted; {told}")
-    if isinstance(failure, RayrlhfError) and failure.exit_status == 1 and command:
+    if isinstance(failure, RayrlhfError) and failure.exit_status in (1, StoppedError.exit_status) and command:
         return type(failure)(f"{message} Go on with: {command}")
     return failure

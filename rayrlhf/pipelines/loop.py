@@ -108,6 +108,8 @@ class ControlLoop:
         self.admission = Admission(groups_per_step=config.ppo.prompts_per_step, max_staleness=config.ppo.max_staleness)
         self.buffer = ExperienceBuffer()
         self.version: PolicyVersion = 0
+        self.learner_does = "nothing yet"
+        """For those who watch."""
         self._trained = asyncio.Condition()
         """Notified when an update has made room."""
         self._leased_at: dict[GroupId, float] = {}
@@ -237,8 +239,10 @@ class ControlLoop:
         """
         for step in range(self.version, last):
             begun = self._now()
+            self.learner_does = f"waits for the batch of update {step + 1}"
             batch, recorded = await self._batch(step)
             taken = self._now()
+            self.learner_does = f"makes update {step + 1}"
             metrics = recorded | await self._learner.update(step)
             learning = self._now() - taken
             for group in batch:
@@ -247,6 +251,7 @@ class ControlLoop:
             metrics |= self._phases(batch, taken) | {"time/learner": learning} | await self.publish(step + 1)
             async with self._trained:
                 self._trained.notify_all()
+            self.learner_does = f"waits for what follows update {step + 1}"
             tokens = sum(group.tokens for group in batch)
             update = Update(step=step, metrics=metrics, tokens=tokens, begun=begun, learning=learning)
             if not await self._after(update):

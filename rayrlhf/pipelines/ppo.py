@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 from rayrlhf.actors.calls import alongside, together
+from rayrlhf.actors.control import Request
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import ModelError, WeightSyncError
+from rayrlhf.errors import ModelError, StoppedError, WeightSyncError
 from rayrlhf.learner.build import build_ppo
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
@@ -21,8 +22,10 @@ from rayrlhf.pipelines.loop import ControlLoop, Update
 from rayrlhf.pipelines.ppo_summary import ppo_summary
 from rayrlhf.pipelines.prompts import GroupStream, PromptSet
 from rayrlhf.pipelines.saving import Saving, resume_point
+from rayrlhf.pipelines.status import ppo_status
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.telemetry.console import Progress, evaluation_line
+from rayrlhf.telemetry.events import Event
 from rayrlhf.telemetry.wording import nothing_to_learn
 
 
@@ -76,7 +79,7 @@ class PPOStage:
         self._before: dict[str, float] = {}
         self._last: dict[str, float] = {}
         """eval/* of the newest evaluation."""
-        self._worst_mismatch_p99 = 0.0
+        self._worst_mismatch_p99 = self._staleness = 0.0
         self._warned = False
 
     async def run(self) -> dict[str, Any]:
@@ -90,8 +93,9 @@ class PPOStage:
         return self._summary(tokens=tokens, wall_seconds=time.monotonic() - started)
 
     async def _work(self) -> int:
-        await self._start()
-        await self._train()
+        with self._context.control.attached(self._status, self._carry_out):
+            await self._start()
+            await self._train()
         self._last = await self._guard.export(self._last)
         tokens: int = await self._trainer.call("tokens")
         return tokens
@@ -154,6 +158,8 @@ class PPOStage:
             return
         with self._context.console.progress("ppo", last) as self._progress:
             await together(self._loop.run(last))
+        if self._loop.version < last and not self._guard.stopped:
+            raise StoppedError(f"Stopped after update {self._loop.version} of {last}, as asked.")
 
     async def _after(self, update: Update) -> bool:
         """Check, evaluate, save and tell, as it is due; whether training goes on."""
@@ -166,7 +172,8 @@ class PPOStage:
         if version % self._config.ppo.evaluate_every == 0 or version == last:
             self._last = await self._evaluate(version)
             metrics |= self._last
-        if self._saving.due(version) or version == last:
+        stopping = self._context.control.stop_asked
+        if self._saving.due(version) or version == last or stopping:
             metrics["time/checkpoint"] = await self._saving.checkpoint(version)
             self._guard.checkpointed()
         metrics |= self._step_metrics(update)
@@ -174,7 +181,33 @@ class PPOStage:
         self._saving.updated()
         assert self._progress is not None
         self._progress.update(version, metrics)
-        return not self._guard.stopped
+        self._context.control.at("ppo", version, last)
+        self._staleness = metrics.get("rollout/staleness", 0.0)
+        return not (self._guard.stopped or stopping)
+
+    # -- under control ----------------------------------------------------------------------------------------------
+
+    def _status(self) -> dict[str, Any]:
+        return ppo_status(
+            self._loop,
+            self._rollout,
+            self._scoring,
+            now=time.monotonic(),
+            restarts=self._restarts(),
+            staleness=self._staleness,
+            max_staleness=self._config.ppo.max_staleness,
+        )
+
+    async def _carry_out(self, request: Request) -> str:
+        """Resize the pools, as it is asked."""
+        pools = {"rollout": self._rollout.pool, "scoring": self._scoring.pool}
+        told = []
+        for role, size in request.arguments.items():
+            told.append(f"{role} workers {pools[role].size} -> {size}")
+            await pools[role].resize(size)
+        text = f"Scaling: {', '.join(told)}."
+        self._context.events.tell(Event(kind="scale", text=text, step=self._loop.version))
+        return text
 
     # -- judging, saving, telling -----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from rayrlhf.experience.spool import ExperienceSpool
 from rayrlhf.pipelines.checks import check_run
 from rayrlhf.pipelines.claim import claimed
 from rayrlhf.pipelines.context import RunContext
+from rayrlhf.pipelines.control import RunControl
 from rayrlhf.pipelines.failure import FAILURE_FILE, record_failure
 from rayrlhf.pipelines.folder import RunFolder, tracks
 from rayrlhf.pipelines.plan import show_plan
@@ -170,32 +171,38 @@ class _Run:
             last_steps=self._plan.last_steps,
             tell=self._console.warn,
         )
-        context = RunContext(
-            config=self._config,
-            folder=folder,
-            recorder=self._recorder,
-            console=self._console,
-            memory=self._memory,
-            account=self._account,
-            events=EventLog(folder.root, listeners=[self._console.event]),
-            device=self._device,
-            resume=self._resume,
-        )
+        events = EventLog(folder.root, listeners=[self._console.event])
         try:
             if self._recorder.told:
                 self._console.note(self._recorder.told)
-            for stage in self._config.stages:
-                if stage not in self._plan.stages:
-                    self._console.note(f"Stage {stage} is finished already.")
-                    continue
-                self._stage = stage
-                with self._account.stage(stage):
-                    facts = asyncio.run(_run_stage(context, stage))
-                self._stages[stage] = facts | {"wall_seconds": self._account.stage_seconds(stage)}
-                write_summary(folder.root, self.summary())
-            self._stage = None
+            with RunControl(folder.root, self._config.name, events) as control:
+                context = RunContext(
+                    config=self._config,
+                    folder=folder,
+                    recorder=self._recorder,
+                    console=self._console,
+                    memory=self._memory,
+                    account=self._account,
+                    events=events,
+                    control=control,
+                    device=self._device,
+                    resume=self._resume,
+                )
+                self._run_stages(context)
         finally:
             self._recorder.close(self.summary())
+
+    def _run_stages(self, context: RunContext) -> None:
+        for stage in self._config.stages:
+            if stage not in self._plan.stages:
+                self._console.note(f"Stage {stage} is finished already.")
+                continue
+            self._stage = stage
+            with self._account.stage(stage):
+                facts = asyncio.run(_run_stage(context, stage))
+            self._stages[stage] = facts | {"wall_seconds": self._account.stage_seconds(stage)}
+            write_summary(self._folder.root, self.summary())
+        self._stage = None
 
     def position(self) -> tuple[str | None, int | None]:
         """The stage under way and the last step of it that was logged."""

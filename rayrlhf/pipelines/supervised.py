@@ -12,6 +12,7 @@ from rayrlhf.actors.calls import resolve
 from rayrlhf.actors.learner import Build, LearnerGroup
 from rayrlhf.actors.placement import QUIET
 from rayrlhf.config import RunConfig, SupervisedConfig
+from rayrlhf.errors import StoppedError
 from rayrlhf.learner.base import prepare_base
 from rayrlhf.learner.build import build_sft
 from rayrlhf.learner.process_group import Ranks
@@ -109,8 +110,12 @@ class _Training:
                 metrics["perf/memory_bytes"] = float(self._context.memory.current_bytes)
                 await self._context.recorder.log(self._track, step, metrics)
                 progress.update(step, metrics)
-                if step % every == 0 and step < total:
+                self._context.control.at(self._track, step, total)
+                stopping = self._context.control.stop_asked and step < total
+                if (step % every == 0 and step < total) or stopping:
                     await self._checkpoint(step)
+                if stopping:
+                    raise StoppedError(f"Stopped after step {step} of {total} of {self._track}, as asked.")
         tokens: int = await self._learner.call("tokens")
         self._context.account.add_tokens(self._track.partition("_")[0], self._track, tokens)
         return Trained(metrics=await self._finish(output, evaluated), tokens=tokens)
