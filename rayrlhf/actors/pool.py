@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
+from rayrlhf.actors import placement
 from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve
-from rayrlhf.actors.placement import end
 from rayrlhf.actors.replica import Replica, RestartBudget, State
 from rayrlhf.config import RoleConfig
 from rayrlhf.errors import DeadlineError, WorkerError
@@ -32,8 +32,8 @@ class ReplicaPool:
     """A role's processes. `run` keeps as many alive as `size` says, for as long as it is awaited.
 
     A replica takes work only once `bring_up` has brought it up to date; `serve` then follows it for the rest of its life,
-    and returns when it has drained. `on_loss` hears of a lost replica first, so that its work goes back to the queue, and
-    answers with what to tell of that.
+    and returns when it has drained. `on_drain` hears of a replica that is to take no more. `on_loss` hears of a lost one
+    first, so that its work goes back to the queue, and answers with what to tell of that.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class ReplicaPool:
         serve: Callable[[Replica], Awaitable[None]],
         tell: Callable[[Event], None],
         bring_up: Callable[[Replica], Awaitable[None]] = _no_more,
+        on_drain: Callable[[Replica], None] = lambda _: None,
         on_loss: Callable[[Replica], str] = lambda _: "",
+        end: Callable[[Any], None] = placement.end,
         max_pending: int | None = None,
     ) -> None:
         self.role = role
@@ -54,13 +56,17 @@ class ReplicaPool:
         self.restarts = 0
         self.replicas: list[Replica] = []
         self.changed = asyncio.Condition()
-        """Notified whenever a replica comes to another state, or has answered a call."""
+        """Notified whenever a replica comes to another state."""
+        self._answered = asyncio.Condition()
+        """Notified whenever a call may find another replica free."""
         self._config = config
         self._spawn = spawn
         self._serve = serve
         self._tell = tell
         self._bring_up = bring_up
+        self._on_drain = on_drain
         self._on_loss = on_loss
+        self._end = end
         self._max_pending = max_pending
         self._budget = RestartBudget(most=config.max_restarts, window=config.restart_window)
         self._spawned = 0
@@ -84,7 +90,7 @@ class ReplicaPool:
                         await self.changed.wait()
         finally:
             for replica in self.replicas:
-                end(replica.handle)
+                self._end(replica.handle)
 
     async def ready(self) -> None:
         """Wait until as many replicas serve as the pool is to have; after `start_timeout` seconds one is enough."""
@@ -120,7 +126,8 @@ class ReplicaPool:
                 replica.lose(loss)
             finally:
                 replica.pending -= 1
-                await self._notify()
+                async with self._answered:
+                    self._answered.notify_all()
 
     def name(self, replica: Replica, doing: str) -> str:
         """A replica's name in a sentence."""
@@ -145,6 +152,7 @@ class ReplicaPool:
         for replica in alive[: max(0, len(alive) - self.size)]:
             if replica.state is State.SERVING:
                 replica.to(State.DRAINING, asyncio.get_running_loop().time())
+                self._on_drain(replica)
             else:
                 replica.lose(WorkerError("not needed any more"))
 
@@ -166,7 +174,7 @@ class ReplicaPool:
             with suppress(asyncio.CancelledError, Exception):
                 await life
             replica.loss.cancel()
-            end(replica.handle)
+            self._end(replica.handle)
             self.replicas.remove(replica)
             await self._notify()
 
@@ -239,8 +247,9 @@ class ReplicaPool:
         await self._notify()
 
     async def _notify(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
+        for condition in (self.changed, self._answered):
+            async with condition:
+                condition.notify_all()
 
     def _announce(self, kind: Any, replica: Replica, text: str) -> None:
         self._tell(Event(kind=kind, text=text, role=self.role, number=replica.number))
@@ -254,10 +263,10 @@ class ReplicaPool:
             return [r for r in self.serving if self._max_pending is None or r.pending < self._max_pending]
 
         limit, state = (self._config.call_timeout, "free") if self.serving else (self._config.start_timeout, "ready")
-        async with self.changed:
+        async with self._answered:
             try:
                 async with asyncio.timeout(limit):
-                    await self.changed.wait_for(free)
+                    await self._answered.wait_for(free)
             except TimeoutError:
                 raise DeadlineError(f"Waited {limit:.0f} s for a {self.role} worker to become {state}.") from None
             return min(free(), key=lambda r: (r.pending, r.number))

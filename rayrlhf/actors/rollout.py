@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayrlhf.actors import placement
 from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve
-from rayrlhf.actors.placement import actor_options, spawn
+from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
-from rayrlhf.actors.routing import RolloutQueue
+from rayrlhf.actors.routing import AS_LOADED, RolloutQueue
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError, WeightSyncError
 from rayrlhf.rollout.engine import RolloutEngine
@@ -74,6 +75,20 @@ class RolloutWorker:
         return self._stream.apply_weights(manifest, list(buckets))
 
 
+def rollout_workers(
+    config: RunConfig, *, model_dir: str, device: str, eos_token_ids: list[int]
+) -> Callable[[int], Any]:
+    """Starts the worker of a number, as Ray finds a place for it."""
+    options = actor_options(config.rollout, device=device, env=engine_environment(config.rollout, device=device))
+    options["max_concurrency"] = 8
+
+    def spawn(number: int) -> Any:
+        arguments = (config, model_dir, device, eos_token_ids, number)
+        return placement.spawn(RolloutWorker, options, *arguments, name=f"{config.name}/rollout-{number}")
+
+    return spawn
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
     """References to one published version, owned by the driver."""
@@ -106,26 +121,27 @@ class RolloutPool:
         self,
         config: RunConfig,
         *,
-        model_dir: str,
-        device: str,
-        eos_token_ids: list[int],
+        spawn: Callable[[int], Any],
         republish: Callable[[], Awaitable[PublishedWeights]],
         on_loss: Callable[[Sequence[Group]], Sequence[Group]],
         tell: Callable[[Event], None],
+        end: Callable[[Any], None] = placement.end,
     ) -> None:
         """`republish` makes the current version's buckets anew, where they are lost before a worker has them.
 
         `on_loss` hears of the groups of the ppo stage that a lost worker had in work, and answers with what is to be drawn
         in their place.
         """
-        options = actor_options(config.rollout, device=device, env=engine_environment(config.rollout, device=device))
-        options["max_concurrency"] = 8
         self._config = config.rollout
         self._republish = republish
         self._on_loss = on_loss
         self._published: PublishedWeights | None = None
         self._published_anew = asyncio.Condition()
         self._queue = RolloutQueue(depth=config.rollout.max_num_seqs)
+        self._moved = asyncio.Condition()
+        """Notified when a worker has finished something, or loaded new weights."""
+        self._replicas: dict[int, Replica] = {}
+        """Those that serve, by number."""
         self._finished: asyncio.Queue[Drawn] = asyncio.Queue()
         self._asked: dict[str, asyncio.Queue[Drawn]] = {}
         self._submitting: set[asyncio.Future[None]] = set()
@@ -135,14 +151,11 @@ class RolloutPool:
             "rollout",
             config.rollout,
             size=config.rollout.workers,
-            spawn=lambda number: spawn(
-                RolloutWorker,
-                options,
-                *(config, model_dir, device, eos_token_ids, number),
-                name=f"{config.name}/rollout-{number}",
-            ),
+            spawn=spawn,
+            end=end,
             bring_up=self._catch_up,
             serve=self._serve,
+            on_drain=lambda replica: self._queue.retire(replica.number),
             on_loss=self._lose,
             tell=tell,
         )
@@ -151,24 +164,24 @@ class RolloutPool:
 
     async def room(self) -> None:
         """Wait until a worker would begin another group at once."""
-        async with self.pool.changed:
-            await self.pool.changed.wait_for(lambda: self._queue.room(self.pool.serving))
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._queue.room)
 
-    def submit(self, groups: Sequence[Group], version: PolicyVersion) -> None:
-        """Have groups drawn by workers of at least `version`."""
-        self._queue.add(groups, version)
+    def submit(self, groups: Sequence[Group]) -> None:
+        """Have groups drawn by workers of the published version."""
+        self._queue.add(groups)
         self._hand_out()
 
     async def finished(self) -> Drawn:
         """The next groups of the ppo stage that are drawn; waits for them as long as it takes."""
         return await self._finished.get()
 
-    async def generate(self, groups: Sequence[Group], version: PolicyVersion) -> list[Drawn]:
-        """Draw groups of another stage, all under the version that workers have, at least `version`, before any other work."""
+    async def generate(self, groups: Sequence[Group]) -> list[Drawn]:
+        """Draw groups of another stage before any other work; all under the published version, until another comes."""
         stage = groups[0].group_id.stage
         self._asked[stage] = asyncio.Queue()
         try:
-            self.submit(groups, version)
+            self.submit(groups)
             parts: list[Drawn] = []
             while sum(len(part.groups) for part in parts) < len(groups):
                 what = f"{len(groups)} groups of {stage} to be drawn"
@@ -183,26 +196,21 @@ class RolloutPool:
 
     async def publish(self, weights: PublishedWeights) -> None:
         """Have every worker load `weights` between two of its steps; returns at once."""
+        self._queue.publish(weights.version)
         async with self._published_anew:
             self._published = weights
             self._published_anew.notify_all()
 
     async def settled(self) -> None:
         """Wait until every serving worker has acknowledged the published version."""
-
-        def current() -> bool:
-            serving = self.pool.serving
-            return bool(serving) and all(r.version == self._version for r in serving)
-
-        async with self.pool.changed:
+        async with self._moved:
             try:
                 async with asyncio.timeout(self._config.call_timeout):
-                    await self.pool.changed.wait_for(current)
+                    await self._moved.wait_for(lambda: self._queue.workers and not self._queue.behind)
             except TimeoutError:
-                late = [r.number for r in self.pool.serving if r.version != self._version]
+                late = f"rollout worker {min(self._queue.behind)}" if self._queue.behind else "any rollout worker"
                 raise DeadlineError(
-                    f"Waited {self._config.call_timeout:.0f} s for rollout worker {late[0] if late else 'any'} to load version "
-                    f"{self._version}, in vain."
+                    f"Waited {self._config.call_timeout:.0f} s for {late} to load version {self._version}, in vain."
                 ) from None
 
     def tokens_per_second(self) -> float:
@@ -222,24 +230,28 @@ class RolloutPool:
 
     @property
     def _version(self) -> PolicyVersion:
-        return 0 if self._published is None else self._published.version
+        return AS_LOADED if self._published is None else self._published.version
 
     async def _catch_up(self, replica: Replica) -> None:
         """Bring a new worker to the published version, whatever is published meanwhile."""
-        replica.version = 0
+        replica.version = AS_LOADED
         while self._published is not None and replica.version != self._version:
             await self._load(replica)
 
     async def _serve(self, replica: Replica) -> None:
-        self._queue.join(replica.number)
-        following = asyncio.ensure_future(self._follow(replica))
+        assert replica.version is not None
+        self._replicas[replica.number] = replica
+        self._queue.join(replica.number, replica.version)
+        following, drawing = (asyncio.ensure_future(work(replica)) for work in (self._follow, self._draw))
         try:
-            self._hand_out()
-            drawing = asyncio.ensure_future(self._draw(replica))
+            await self._tell_moved()
             await asyncio.wait({following, drawing}, return_when=asyncio.FIRST_COMPLETED)
             await (following if following.done() else drawing)
+            self._queue.leave(replica.number)
         finally:
             following.cancel()
+            drawing.cancel()
+            del self._replicas[replica.number]
 
     async def _draw(self, replica: Replica) -> None:
         """Take finished groups from a worker until it has drained; StalledError where it makes no progress."""
@@ -262,15 +274,20 @@ class RolloutPool:
                 await (self._finished if stage == "ppo" else self._asked[stage]).put(drawn)
             if replica.state is State.DRAINING and self._moves and self._queue.load(replica.number):
                 await self._move(replica)
-            self._hand_out()
-            async with self.pool.changed:
-                self.pool.changed.notify_all()
+            if groups:
+                await self._tell_moved()
+
+    async def _tell_moved(self) -> None:
+        self._hand_out()
+        async with self._moved:
+            self._moved.notify_all()
 
     async def _move(self, replica: Replica) -> None:
         """Take what a worker has in work away, with what is drawn of it, for others to go on with."""
         what = self.pool.name(replica, "giving its work away")
         groups = await resolve(replica.handle.withdraw.remote(), what=what, timeout=self._config.stall_timeout)
         self._queue.move(replica.number, groups)
+        self._hand_out()
 
     async def _collect(self, replica: Replica) -> tuple[Any, tuple[list[FinishedGroup], Progress]]:
         refs = replica.handle.collect.options(num_returns=2).remote(_POLL_SECONDS)
@@ -288,9 +305,9 @@ class RolloutPool:
             async with self._published_anew:
                 await self._published_anew.wait_for(lambda: replica.version != self._version)
             await self._load(replica)
-            async with self.pool.changed:
-                self.pool.changed.notify_all()
-            self._hand_out()
+            assert replica.version is not None
+            self._queue.acknowledge(replica.number, replica.version)
+            await self._tell_moved()
 
     async def _load(self, replica: Replica) -> None:
         weights = self._published
@@ -311,8 +328,8 @@ class RolloutPool:
 
     def _hand_out(self) -> None:
         """Give waiting groups to the workers with the least work, as long as they have room."""
-        for replica, groups in self._queue.hand_out(self.pool.serving):
-            task = asyncio.ensure_future(self._submit(replica, groups))
+        for number, groups in self._queue.hand_out().items():
+            task = asyncio.ensure_future(self._submit(self._replicas[number], groups))
             self._submitting.add(task)
             task.add_done_callback(self._submitting.discard)
 
@@ -331,7 +348,7 @@ class RolloutPool:
         groups = self._queue.leave(replica.number)
         again = self._on_loss([group for group in groups if group.group_id.stage == "ppo"])
         others = [group for group in groups if group.group_id.stage in self._asked]
-        self._queue.add([*again, *others], self._version)
+        self._queue.add([*again, *others])
         self._hand_out()
         samples = sum(len(group.requests) for group in [*again, *others])
         return f" {samples} samples are drawn again." if samples else ""

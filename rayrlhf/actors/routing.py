@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayrlhf.actors.replica import Replica
 from rayrlhf.rollout.stream import FinishedGroup, Progress
 from rayrlhf.types import Group, GroupId, PolicyVersion
 
+AS_LOADED: PolicyVersion = -1
+"""The version of a worker that has the weights of the policy's directory, and none from the learner yet."""
 _FIRST_LENGTH = 64.0
 """Tokens a response is taken to have before any is known."""
 _NEWEST = 0.05
@@ -19,13 +20,16 @@ _NEWEST = 0.05
 class _Work:
     """What one worker has in work."""
 
+    version: PolicyVersion
     groups: dict[GroupId, Group] = field(default_factory=dict)
-    versions: dict[GroupId, PolicyVersion] = field(default_factory=dict)
     samples: int = 0
     drawn: int = 0
     """Tokens it has drawn since it joined."""
     finished: int = 0
     """Of these, tokens of groups it has handed over."""
+    stamp: int = 0
+    """Counts the entries made for it in the heap: older ones are void."""
+    taking: bool = True
     told_drawn: int = 0
     seconds: float = 0.0
     seen_at: float | None = None
@@ -34,34 +38,73 @@ class _Work:
 
 
 class RolloutQueue:
-    """Groups that wait for a worker, and what each worker has in work. Knows nothing of Ray."""
+    """Groups that wait for a worker, and what each worker has in work. Knows nothing of Ray.
+
+    Each call costs a few steps, however many workers there are.
+    """
 
     def __init__(self, *, depth: int) -> None:
         """`depth`: samples that fill an engine."""
         self._depth = depth
-        self._waiting: list[tuple[bool, GroupId, PolicyVersion, Group]] = []
+        self._waiting: list[tuple[bool, GroupId, Group]] = []
         self._work: dict[int, _Work] = {}
+        self._idle: list[tuple[float, int, int]] = []
+        """Workers with room and the wanted version, by unfinished tokens, number and stamp."""
+        self._roomy: set[int] = set()
+        """The same, as a set."""
+        self._wanted: PolicyVersion = AS_LOADED
+        self.behind: set[int] = set()
+        """Workers that have not loaded the published version yet."""
         self._length = _FIRST_LENGTH
 
-    def add(self, groups: Sequence[Group], version: PolicyVersion) -> None:
-        """Groups to be drawn by a worker of at least `version`; what is not to be trained on is drawn first."""
+    @property
+    def workers(self) -> int:
+        """Workers that have joined and not left."""
+        return len(self._work)
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Groups to be drawn by a worker of the published version; what is not to be trained on is drawn first."""
         for group in groups:
             trained = group.group_id.stage == "ppo"
-            heapq.heappush(self._waiting, (trained, group.group_id, version, group))
+            heapq.heappush(self._waiting, (trained, group.group_id, group))
 
-    def join(self, worker: int) -> None:
+    def publish(self, version: PolicyVersion) -> None:
+        """From now on work goes to workers that have loaded `version`."""
+        self._wanted = version
+        self._idle.clear()
+        self._roomy.clear()
+        self.behind = set(self._work)
+
+    def join(self, worker: int, version: PolicyVersion) -> None:
         """A worker takes work from now on."""
-        self._work[worker] = _Work()
+        self._work[worker] = _Work(version)
+        if version < self._wanted:
+            self.behind.add(worker)
+        self._offer(worker)
+
+    def acknowledge(self, worker: int, version: PolicyVersion) -> None:
+        """A worker has loaded a version."""
+        self._work[worker].version = version
+        if version >= self._wanted:
+            self.behind.discard(worker)
+        self._offer(worker)
+
+    def retire(self, worker: int) -> None:
+        """A worker takes no more, and ends what it has."""
+        self._work[worker].taking = False
+        self._offer(worker)
 
     def leave(self, worker: int) -> list[Group]:
-        """A worker takes no more; what it had in work."""
-        return list(self._work.pop(worker, _Work()).groups.values())
+        """A worker is gone; what it had in work."""
+        self._roomy.discard(worker)
+        self.behind.discard(worker)
+        work = self._work.pop(worker, None)
+        return [] if work is None else list(work.groups.values())
 
-    def room(self, serving: Sequence[Replica]) -> bool:
+    @property
+    def room(self) -> bool:
         """Whether one more group would be begun at once."""
-        return not self._waiting and any(
-            self._work[r.number].samples < self._depth for r in serving if r.number in self._work
-        )
+        return bool(self._roomy) and not self._waiting
 
     @property
     def waiting(self) -> int:
@@ -72,49 +115,37 @@ class RolloutQueue:
         """Samples a worker has unfinished."""
         return self._work[worker].samples if worker in self._work else 0
 
-    def hand_out(self, serving: Sequence[Replica]) -> list[tuple[Replica, list[Group]]]:
+    def hand_out(self) -> dict[int, list[Group]]:
         """Give waiting groups away, each to the worker with the fewest unfinished tokens that has room for it."""
         given: dict[int, list[Group]] = {}
-        kept = []
-        workers = {r.number: r for r in serving if r.number in self._work}
-        while self._waiting and workers:
-            entry = heapq.heappop(self._waiting)
-            _, group_id, version, group = entry
-            fit = [
-                n
-                for n, replica in workers.items()
-                if (replica.version or 0) >= version and self._work[n].samples < self._depth
-            ]
-            if not fit:
-                kept.append(entry)
+        while self._waiting and self._idle:
+            _, number, stamp = heapq.heappop(self._idle)
+            work = self._work.get(number)
+            if work is None or work.stamp != stamp:
                 continue
-            number = min(fit, key=lambda n: (self._tokens_left(self._work[n]), n))
-            work = self._work[number]
-            work.groups[group_id], work.versions[group_id] = group, version
+            _, group_id, group = heapq.heappop(self._waiting)
+            work.groups[group_id] = group
             work.samples += len(group.requests)
             given.setdefault(number, []).append(group)
-        for entry in kept:
-            heapq.heappush(self._waiting, entry)
-        return [(workers[number], groups) for number, groups in given.items()]
+            self._offer(number)
+        return given
 
     def take(self, worker: int, groups: Sequence[FinishedGroup]) -> None:
         """A worker has handed finished groups over."""
         work = self._work[worker]
         for finished in groups:
-            group = work.groups.pop(finished.group_id)
-            work.versions.pop(finished.group_id)
-            work.samples -= len(group.requests)
+            work.samples -= len(work.groups.pop(finished.group_id).requests)
             work.finished += finished.tokens
-            mean = finished.tokens / max(1, finished.samples)
-            self._length += _NEWEST * (mean - self._length)
+            self._length += _NEWEST * (finished.tokens / max(1, finished.samples) - self._length)
+        self._offer(worker)
 
     def move(self, worker: int, groups: Sequence[Group]) -> None:
-        """A worker has given unfinished groups away, for others of at least the version they were to begin with."""
+        """A worker has given unfinished groups away, for others to go on with."""
         work = self._work[worker]
         for group in groups:
-            version = work.versions.pop(group.group_id)
             work.samples -= len(work.groups.pop(group.group_id).requests)
-            self.add([group], version)
+        self.add(groups)
+        self._offer(worker)
 
     def progress(self, worker: int, progress: Progress, now: float) -> None:
         """What a worker tells of itself."""
@@ -124,6 +155,7 @@ class RolloutQueue:
             work.seconds += seconds
             work.speed = (progress.tokens - work.drawn) / max(seconds, 1e-9)
         work.seen_at, work.drawn = now, progress.tokens
+        self._offer(worker)
 
     def work_of(self, worker: int) -> dict[str, Any]:
         """Groups and samples a worker has in work, and its speed while it draws."""
@@ -141,5 +173,13 @@ class RolloutQueue:
             work.told_drawn, work.seconds = work.drawn, 0.0
         return speed
 
-    def _tokens_left(self, work: _Work) -> float:
-        return work.samples * self._length - max(0, work.drawn - work.finished)
+    def _offer(self, worker: int) -> None:
+        """Put a worker where its load belongs, if it may be given work."""
+        work = self._work[worker]
+        work.stamp += 1
+        if work.taking and work.samples < self._depth and work.version >= self._wanted:
+            left = work.samples * self._length - max(0, work.drawn - work.finished)
+            heapq.heappush(self._idle, (left, worker, work.stamp))
+            self._roomy.add(worker)
+        else:
+            self._roomy.discard(worker)

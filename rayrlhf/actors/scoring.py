@@ -11,8 +11,9 @@ from typing import Any
 
 import ray
 
+from rayrlhf.actors import placement
 from rayrlhf.actors.calls import resolve
-from rayrlhf.actors.placement import actor_options, spawn
+from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
 from rayrlhf.actors.rollout import Drawn
@@ -81,6 +82,19 @@ class ScoringWorker:
         )
 
 
+def scoring_workers(
+    config: RunConfig, *, reward_model_dir: str | None, reference_dir: str, device: str
+) -> Callable[[int], Any]:
+    """Starts the worker of a number, as Ray finds a place for it."""
+    options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 2}
+
+    def spawn(number: int) -> Any:
+        arguments = (config, reward_model_dir, reference_dir, device, number)
+        return placement.spawn(ScoringWorker, options, *arguments, name=f"{config.name}/scoring-{number}")
+
+    return spawn
+
+
 class ScoringPool:
     """The scoring workers as one."""
 
@@ -88,23 +102,17 @@ class ScoringPool:
         self,
         config: RunConfig,
         *,
-        reward_model_dir: str | None,
-        reference_dir: str,
-        device: str,
+        spawn: Callable[[int], Any],
         tell: Callable[[Event], None],
+        end: Callable[[Any], None] = placement.end,
     ) -> None:
-        options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 2}
         self._config = config.scoring
         self.pool = ReplicaPool(
             "scoring",
             config.scoring,
             size=config.scoring.workers,
-            spawn=lambda number: spawn(
-                ScoringWorker,
-                options,
-                *(config, reward_model_dir, reference_dir, device, number),
-                name=f"{config.name}/scoring-{number}",
-            ),
+            spawn=spawn,
+            end=end,
             serve=self._serve,
             max_pending=config.scoring.max_pending,
             tell=tell,

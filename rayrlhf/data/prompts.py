@@ -1,6 +1,7 @@
 """The prompt stream: which prompts a step draws, as a pure function of the step."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,7 @@ class PromptStream:
         self._per_step = prompts_per_step
         self._seed = seed
 
+    @lru_cache(maxsize=16)  # noqa: B019 - as long as the stream lives
     def at(self, step: int) -> list[Prompt]:
         """The prompts of `step`: within an epoch none is skipped or repeated."""
         positions = range(step * self._per_step, (step + 1) * self._per_step)
@@ -26,5 +28,6 @@ class PromptStream:
         orders = {epoch: self._order(epoch) for epoch in {position // size for position in positions}}
         return [self._prompts[orders[position // size][position % size]] for position in positions]
 
+    @lru_cache(maxsize=2)  # noqa: B019 - as above
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(derive_seed(self._seed, "prompts", epoch)).permutation(len(self._prompts))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from rayrlhf.errors import LedgerError
 from rayrlhf.types import GroupId, PolicyVersion
@@ -54,20 +55,23 @@ class Admission:
 
     def choose(self, finished: Collection[GroupId], update: int) -> Choice:
         """The groups of `update`, oldest prompt first, of those finished."""
-        waiting = sorted(group for group in finished if group in self._due)
-        chosen: list[GroupId] = []
+        if len(finished) < self._per_step:
+            late = (group for group, due in self._due.items() if due == update and group not in finished)
+            return Choice(missing=self._per_step - len(finished), due=tuple(sorted(late)))
+        waiting = sorted(finished)
+        chosen: set[GroupId] = set()
         for due in sorted(set(self._due.values())):
             needed = self._needed(due, update) - sum(self._due[group] <= due for group in chosen)
+            if needed <= 0:
+                continue
             fit = [group for group in waiting if self._due[group] <= due and group not in chosen]
             if needed > len(fit):
-                late = (g for g in self._due if self._due[g] <= due and g not in finished)
+                late = (g for g, own in self._due.items() if own <= due and g not in finished)
                 return Choice(missing=needed - len(fit), due=tuple(sorted(late)))
-            chosen += fit[: max(needed, 0)]
-        left = self._per_step - len(chosen)
-        rest = [group for group in waiting if group not in chosen]
-        if left > len(rest):
-            return Choice(missing=left - len(rest))
-        return Choice(groups=tuple(sorted([*chosen, *rest[:left]])))
+            chosen.update(fit[:needed])
+        rest = (group for group in waiting if group not in chosen)
+        chosen.update(islice(rest, self._per_step - len(chosen)))
+        return Choice(groups=tuple(sorted(chosen)))
 
     def train(self, groups: Sequence[GroupId], update: int) -> None:
         """Take the groups of `update` out of flight; LedgerError if one is past its due."""

@@ -47,7 +47,7 @@ class ParityGate:
 
         Call it while the learner stands still and every engine has acknowledged `version`.
         """
-        parts = await self._rollout.generate(self._groups, version)
+        parts = await self._rollout.generate(self._groups)
         drawn = min(part.min_version for part in parts)
         if drawn != version:
             raise WeightSyncError(

@@ -37,7 +37,7 @@ class Rollout(Protocol):
 
     async def room(self) -> None: ...
 
-    def submit(self, groups: Sequence[Group], version: PolicyVersion) -> None: ...
+    def submit(self, groups: Sequence[Group]) -> None: ...
 
     async def finished(self) -> Drawn: ...
 
@@ -83,6 +83,14 @@ After = Callable[[Update], Awaitable[bool]]
 """Evaluates, saves and tells after an update; whether the loop goes on."""
 
 
+@dataclass(frozen=True)
+class _Lease:
+    """A group on its way to the learner."""
+
+    sample_ids: tuple[SampleId, ...]
+    at: float
+
+
 class ControlLoop:
     """Trains the steps that are left, each group once."""
 
@@ -112,7 +120,7 @@ class ControlLoop:
         """For those who watch."""
         self._trained = asyncio.Condition()
         """Notified when an update has made room."""
-        self._leased_at: dict[GroupId, float] = {}
+        self._leases: dict[GroupId, _Lease] = {}
         self._missing: Counter[int] = Counter()
         self._redrawn: Counter[GroupId] = Counter()
 
@@ -159,8 +167,8 @@ class ControlLoop:
             group = self._groups.group(group_id)
             self.ledger.issue(group_id, group.sample_ids)
             self.admission.admit(group_id, self.version)
-            self._leased_at[group_id] = self._now()
-            self._rollout.submit([group], self.version)
+            self._leases[group_id] = _Lease(group.sample_ids, self._now())
+            self._rollout.submit([group])
 
     # -- collect ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +192,7 @@ class ControlLoop:
         missing = dict(info.missing)
         groups = []
         for finished in drawn.groups:
-            ids = self._groups.group(finished.group_id).sample_ids
+            ids = self._leases[finished.group_id].sample_ids
             own = tuple(sample_id for sample_id in ids if sample_id in scored)
             if not self.ledger.accept(finished.group_id, ids):
                 raise LedgerError(f"A second copy of group {finished.group_id} came back from scoring.")
@@ -223,7 +231,7 @@ class ControlLoop:
         again = [self._again(group) for group in groups]
         samples = sum(len(group.requests) for group in again)
         self._tell(Event(kind="loss", text=f"{loss} {samples} samples are drawn again."))
-        self._rollout.submit(again, self.version)
+        self._rollout.submit(again)
 
     def _again(self, group_id: GroupId) -> Group:
         self.ledger.reissue(group_id)
@@ -271,7 +279,7 @@ class ControlLoop:
 
     def _phases(self, batch: Sequence[ScoredGroup], taken: float) -> dict[str, float]:
         drawn = max(group.drawn_at for group in batch)
-        leased = min(self._leased_at.pop(group.group_id) for group in batch)
+        leased = min(self._leases.pop(group.group_id).at for group in batch)
         return {
             "time/rollout": drawn - leased,
             "time/scoring": max(0.0, max(group.scored_at for group in batch) - drawn),

@@ -7,8 +7,8 @@ from typing import Any
 
 from rayrlhf.actors.calls import alongside, together
 from rayrlhf.actors.control import Request
-from rayrlhf.actors.rollout import RolloutPool
-from rayrlhf.actors.scoring import ScoringPool
+from rayrlhf.actors.rollout import RolloutPool, rollout_workers
+from rayrlhf.actors.scoring import ScoringPool, scoring_workers
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import ModelError, StoppedError, WeightSyncError
 from rayrlhf.learner.build import build_ppo
@@ -48,18 +48,18 @@ class PPOStage:
         self._trainer = Trainer(context, learner)
         self._rollout = RolloutPool(
             config,
-            model_dir=policy_dir,
-            device=context.device,
-            eos_token_ids=prompts.eos_token_ids,
+            spawn=rollout_workers(
+                config, model_dir=policy_dir, device=context.device, eos_token_ids=prompts.eos_token_ids
+            ),
             republish=self._trainer.publish,
             on_loss=lambda groups: self._loop.lost(groups),
             tell=context.events.tell,
         )
         self._scoring = ScoringPool(
             config,
-            reward_model_dir=reward_model_dir,
-            reference_dir=policy_dir,
-            device=context.device,
+            spawn=scoring_workers(
+                config, reward_model_dir=reward_model_dir, reference_dir=policy_dir, device=context.device
+            ),
             tell=context.events.tell,
         )
         self._loop = ControlLoop(
@@ -237,8 +237,11 @@ class PPOStage:
             "time/learner_waiting": 1.0 - update.learning / seconds,
             "perf/tokens_per_second": update.tokens / seconds,
             "perf/memory_bytes": float(self._context.memory.current_bytes),
+            "perf/workers_rollout": float(len(self._rollout.pool.serving)),
+            "perf/workers_scoring": float(len(self._scoring.pool.serving)),
             "perf/restarts_rollout": float(restarts["rollout"]),
             "perf/restarts_scoring": float(restarts["scoring"]),
+            "perf/restarts_learner": float(restarts["learner"]),
         }
 
     def _warn_once(self, warning: str | None) -> None:

@@ -28,7 +28,8 @@ USED_BY_STAGE: Mapping[Stage, tuple[str, ...]] = {
     "reward": tuple(f"reward.{key}" for key in _SUPERVISED),
     "ppo": (
         *("ppo.updates", "ppo.samples_per_prompt", "ppo.micro_batch_tokens", "ppo.max_staleness"),
-        *("ppo.old_logprobs", "ppo.importance_cap", "ppo.gamma", "ppo.lam", "ppo.whiten_advantages", "ppo.scale"),
+        *("ppo.old_logprobs", "ppo.importance_cap", "ppo.importance_band", "ppo.sequence_band"),
+        *("ppo.gamma", "ppo.lam", "ppo.whiten_advantages", "ppo.scale"),
         *(
             "ppo.clip_low",
             "ppo.clip_high",

@@ -5,6 +5,7 @@ from typing import Any
 
 from rayrlhf.actors.pool import ReplicaPool
 from rayrlhf.actors.rollout import RolloutPool
+from rayrlhf.actors.routing import AS_LOADED
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.pipelines.loop import ControlLoop
 
@@ -52,7 +53,7 @@ def _workers(pool: ReplicaPool, now: float) -> list[dict[str, Any]]:
             "number": replica.number,
             "state": str(replica.state),
             "seconds": now - replica.since,
-            "version": replica.version,
+            "version": None if replica.version == AS_LOADED else replica.version,
             "in_work": replica.pending or None,
             "pid": replica.pid,
             "node": replica.node,

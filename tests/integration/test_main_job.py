@@ -72,6 +72,11 @@ def test_every_step_is_logged_once_under_declared_names(trained: Path) -> None:
     ]
     wanted += ["time/learner_waiting", "sync/seconds", "sync/bytes", "ledger/trained", "perf/restarts_rollout"]
     assert set(wanted) <= last.keys()
+    assert {name: last[f"perf/{name}"] for name in ("workers_rollout", "workers_scoring", "restarts_learner")} == {
+        "workers_rollout": 1,
+        "workers_scoring": 1,
+        "restarts_learner": 0,
+    }
     assert last["policy/ratio_max_error"] < 1e-4
     assert last["rollout/staleness"] == 0
     assert last["ledger/lost"] == 0
