@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rayrlhf.telemetry.events import read_events
 from rayrlhf.telemetry.metrics import METRICS
 from rayrlhf.telemetry.wording import Wording, wording
 
@@ -49,6 +50,8 @@ class RunRecord:
     """The evaluation whose policy was exported; None where the stage has not ended."""
     failure: str | None
     """Why the run ended, if it ended in an error and did not go on since."""
+    events: tuple[Row, ...]
+    """What happened beside the steps, over all starts of the run."""
 
     @property
     def right_or_wrong(self) -> bool:
@@ -114,6 +117,7 @@ def read_run(run_dir: Path) -> RunRecord:
         evaluation=_json(run_dir / "reward_model" / "evaluation.json"),
         exported_step=exported,
         failure=_failure(_json(run_dir / "failure.json"), stages),
+        events=tuple(read_events(run_dir)),
     )
 
 

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 import matplotlib as mpl
@@ -71,13 +72,13 @@ class Drawn:
 @dataclass(frozen=True)
 class Curve:
     """One set of points, in the legend if it has a label; `noisy` points are drawn faint under their running mean,
-    `marks` as few bold dots."""
+    `marks` as few bold dots, `steps` as a value that holds until the next."""
 
     label: str
     colour: str
     x: np.ndarray
     y: np.ndarray
-    look: Literal["line", "noisy", "marks"] = "line"
+    look: Literal["line", "noisy", "marks", "steps"] = "line"
     band: tuple[np.ndarray, np.ndarray] | None = None
     """marks: the lower and the upper end of each point's interval."""
 
@@ -93,6 +94,19 @@ class Panel:
     """Lower end of the value axis, where it has a natural one."""
     level: tuple[float, str] | None = None
     """A horizontal line to compare with, and what it is."""
+    whole: bool = False
+    """The values are counts."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Moments of one kind: a row of dots under the panels, and a thin line through them from each."""
+
+    label: str
+    colour: str
+    marker: str
+    moments: Sequence[tuple[float, str]]
+    """Where on the common axis, and what to tell of it to whoever points at the dot."""
 
 
 def draw_panels(panels: Sequence[Panel], *, xlabel: str, tall: bool = False, root_scale: bool = False) -> str:
@@ -116,6 +130,30 @@ def draw_panels(panels: Sequence[Panel], *, xlabel: str, tall: bool = False, roo
         figure.align_ylabels()
 
     return to_svg(draw, height=4.7 if tall else 3.3)
+
+
+def draw_lanes(panels: Sequence[Panel], lanes: Sequence[Lane], *, xlabel: str) -> str:
+    """Panels above each other and the lanes under them, over one axis, as SVG."""
+
+    def draw(figure: Figure) -> None:
+        ratios = [*(1.0 for _ in panels), *([0.2 + 0.2 * len(lanes)] if lanes else [])]
+        axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        for axis, panel in zip(axes, panels, strict=False):
+            _draw_panel(axis, panel)
+            for lane in lanes:
+                for x, _ in lane.moments:
+                    axis.axvline(x, color=lane.colour, linewidth=1.0, alpha=0.4, zorder=1)
+        if lanes:
+            _draw_lanes(axes[-1], lanes)
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        axes[-1].set_xlabel(xlabel)
+        figure.align_ylabels(axes[: len(panels)])
+
+    svg = to_svg(draw, height=4.7)
+    for i, lane in enumerate(lanes):
+        for j, (_, told) in enumerate(lane.moments):
+            svg = svg.replace(f'<g id="{_moment_id(i, j)}">', f"<g><title>{escape(told)}</title>")
+    return svg
 
 
 def draw_stack(x: np.ndarray, layers: Sequence[tuple[str, str, np.ndarray]], *, xlabel: str, ylabel: str) -> str:
@@ -222,8 +260,26 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
             color=SOFT,
             fontsize=8.5,
         )
+    if panel.whole:
+        axis.locator_params(axis="y", integer=True)
     axis.set_ylabel(panel.ylabel)
     axis.margins(x=0.02)
+
+
+def _draw_lanes(axis: Axes, lanes: Sequence[Lane]) -> None:
+    for i, lane in enumerate(lanes):
+        for j, (x, _) in enumerate(lane.moments):
+            (dot,) = axis.plot(
+                [x], [i], color=lane.colour, linestyle="", marker=lane.marker, markersize=7, clip_on=False
+            )
+            dot.set_gid(_moment_id(i, j))
+    axis.set_yticks(range(len(lanes)), [lane.label for lane in lanes])
+    axis.set_ylim(len(lanes) - 0.5, -0.5)
+    axis.margins(x=0.02)
+
+
+def _moment_id(lane: int, moment: int) -> str:
+    return f"moment-{lane}-{moment}"
 
 
 def _draw_curve(axis: Axes, curve: Curve) -> None:
@@ -248,7 +304,8 @@ def _draw_curve(axis: Axes, curve: Curve) -> None:
         axis.plot(running_mean(curve.x), running_mean(curve.y), color=curve.colour, label=curve.label)
     else:
         marker = "o" if len(curve.x) < 8 else None
-        axis.plot(curve.x, curve.y, color=curve.colour, label=curve.label, marker=marker, markersize=4)
+        held = "steps-post" if curve.look == "steps" else "default"
+        axis.plot(curve.x, curve.y, color=curve.colour, label=curve.label, marker=marker, markersize=4, drawstyle=held)
 
 
 def _legend(axis: Axes, columns: int) -> None:

@@ -19,6 +19,7 @@ from rayrlhf.report.drawing import (
 )
 from rayrlhf.report.pass_figures import groups, right_answers
 from rayrlhf.report.verdict import start_spread
+from rayrlhf.report.worker_figures import workers
 
 _BARS = 80
 _KL_AXIS = "KL to the reference, nats per response (square-root scale)"
@@ -104,7 +105,7 @@ def update_figures(record: RunRecord) -> list[Drawn]:
 
 
 def system_figures(record: RunRecord) -> list[Drawn]:
-    """Engine against learner, time, speed and memory."""
+    """Engine against learner, time, speed and memory, workers."""
     drawn = []
     mismatch = _mismatch(record)
     if mismatch is not None:
@@ -123,7 +124,8 @@ def system_figures(record: RunRecord) -> list[Drawn]:
             else None,
         ],
     )
-    return drawn + _drawn((speed,))
+    over_time = workers(record)
+    return drawn + _drawn((speed,)) + ([] if over_time is None else [over_time])
 
 
 def _drawn(figures: tuple[tuple[str, str, list[Panel | None]], ...]) -> list[Drawn]:

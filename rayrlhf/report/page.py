@@ -50,14 +50,16 @@ def figures(title: str, drawn: Sequence[Drawn]) -> str:
     return f'<h2>{escape(title)}</h2><div class="figures">{body}</div>'
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table under a heading; nothing without rows."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> str:
+    """A table under a heading, and a note above it; nothing without rows."""
     if not rows:
         return ""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns) if any(columns) else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     heading = f"<h2>{escape(title)}</h2>" if title else ""
-    return f'{heading}<div class="card"><table>{head and f"<thead><tr>{head}</tr></thead>"}<tbody>{body}</tbody></table></div>'
+    above = f'<p class="prompt">{escape(note)}</p>' if note else ""
+    head = head and f"<thead><tr>{head}</tr></thead>"
+    return f'{heading}<div class="card">{above}<table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def number(value: float | None, shape: str = "{:.3f}") -> str:

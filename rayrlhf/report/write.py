@@ -16,6 +16,7 @@ from rayrlhf.report.figures import (
 from rayrlhf.report.page import figures, tile, tiles, write_page
 from rayrlhf.report.reward_figures import evaluation_figures
 from rayrlhf.report.verdict import judge, signed
+from rayrlhf.report.worker_figures import happened
 from rayrlhf.telemetry.console import format_bytes, format_duration
 from rayrlhf.telemetry.metrics import METRICS
 
@@ -38,6 +39,7 @@ def write_report(run_dir: Path) -> Path:
         figures("The reward model, judged by held-out preferences", evaluation_figures(record.evaluation)),
         figures("The updates", update_figures(record)),
         figures("The machine", system_figures(record)),
+        happened(record),
         _ledger(record),
         _all_metrics(record),
         _config(record),
@@ -47,7 +49,8 @@ def write_report(run_dir: Path) -> Path:
         title=record.name,
         subtitle=_subtitle(record),
         parts=parts,
-        footer="rayrlhf report, written from metrics.jsonl, samples.jsonl, summary.json and config.yaml of this run.",
+        footer="rayrlhf report, written from metrics.jsonl, samples.jsonl, events.jsonl, summary.json and config.yaml of "
+        "this run.",
     )
 
 

@@ -186,8 +186,11 @@ METRICS: dict[str, Metric] = {
     "perf/memory_bytes": Metric(
         "last", "bytes", "Memory of all local processes of the run, shared pages counted once."
     ),
+    "perf/workers_rollout": Metric("last", "workers", "Rollout workers that take work at the end of the step."),
+    "perf/workers_scoring": Metric("last", "workers", "Scoring workers that take work at the end of the step."),
     "perf/restarts_rollout": Metric("last", "workers", "Rollout workers replaced."),
     "perf/restarts_scoring": Metric("last", "workers", "Scoring workers replaced."),
+    "perf/restarts_learner": Metric("last", "learners", "Learners replaced: all ranks at once count as one."),
     # held-out
     "eval/nll": Metric("mean", "nats/token", "Held-out supervised loss."),
     "eval/loss": Metric("mean", "nats", "Held-out loss of the reward model."),

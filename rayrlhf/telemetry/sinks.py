@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from rayrlhf.telemetry.events import read_events
 from rayrlhf.telemetry.metrics import check_names
 from rayrlhf.telemetry.wandb_history import Logged, logged_so_far
 
@@ -132,12 +134,14 @@ class WandbSink:
         """Send the first samples of a step as a table, unless the step was sent before."""
         if not rows or rows[0]["step"] <= self._logged.samples.get(rows[0]["stage"], -1):
             return
-        self._guard(lambda: self._table(rows[:_TABLE_ROWS]))
+        self._guard(lambda: self._sample_table(rows[:_TABLE_ROWS]))
         self._logged.samples[rows[0]["stage"]] = rows[0]["step"]
 
-    def conclude(self, facts: dict[str, Any]) -> None:
-        """Put facts of the whole run into its W&B summary."""
+    def conclude(self, facts: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        """Put facts of the whole run into its W&B summary, and what happened to it, if anything did, into one table."""
         self._guard(lambda: self._run.summary.update(facts))
+        if events:
+            self._guard(lambda: self._send({"events": _table([_told_event(event) for event in events])}))
 
     def _send(self, row: dict[str, Any]) -> None:
         self._run.log(row, step=self._logged.next_step, commit=True)
@@ -187,13 +191,8 @@ class WandbSink:
         # finish() may return before the file is written; the end of the service process is the proof of it.
         wandb.teardown()
 
-    def _table(self, rows: list[dict[str, Any]]) -> None:
-        import wandb
-
-        columns = list(rows[0])
-        data = [[row.get(column) for column in columns] for row in rows]
-        table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-        self._send({f"samples/{rows[0]['stage']}": table, "ppo/step": rows[0]["step"]})
+    def _sample_table(self, rows: list[dict[str, Any]]) -> None:
+        self._send({f"samples/{rows[0]['stage']}": _table(rows), "ppo/step": rows[0]["step"]})
 
     def _guard(self, act: Callable[[], None]) -> None:
         if self._failed:
@@ -205,6 +204,19 @@ class WandbSink:
             then = "goes on offline" if self._calling else "is left out from here on"
             told = " ".join(str(error).split())
             print(f"rayrlhf: Weights & Biases failed and {then}: {told}", file=sys.stderr, flush=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    import wandb
+
+    columns = list(rows[0])
+    data = [[row.get(column) for column in columns] for row in rows]
+    return wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+
+
+def _told_event(event: dict[str, Any]) -> dict[str, Any]:
+    at = datetime.fromtimestamp(event["time"], UTC).isoformat(timespec="seconds")
+    return {"time": at, **{name: event[name] for name in ("kind", "role", "number", "step", "text")}}
 
 
 def _told(run: Any, run_dir: Path) -> str:
@@ -298,9 +310,10 @@ class MetricsWriter:
         self._wandb.samples(rows)
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
-        """Finish all files; W&B is told the run's facts and its best values, those before a restart included."""
+        """Finish all files; W&B is told the run's facts, its best values and its events, from before a restart too."""
         self._metrics.close()
         self._samples.close()
         with open(self._path, "rb") as rows:
-            self._wandb.conclude(best_values(json.loads(row) for row in rows) | _flat(summary or {}, "final"))
+            best = best_values(json.loads(row) for row in rows)
+        self._wandb.conclude(best | _flat(summary or {}, "final"), read_events(self._path.parent))
         self._wandb.close()

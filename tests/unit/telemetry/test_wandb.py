@@ -10,6 +10,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from rayrlhf.telemetry import sinks
+from rayrlhf.telemetry.events import Event, EventLog
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
 from rayrlhf.telemetry.wandb_history import logged_so_far
 
@@ -90,6 +91,26 @@ def test_offline_history_equals_metrics_jsonl(tmp_path, capfd):
     }
     assert axes == {(f"{stage}/*", f"{stage}/step") for stage in ("sft", "reward", "ppo")}
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_happened_is_a_table_of_the_run(tmp_path):
+    """Of all starts; without an event there is none."""
+    write_run(tmp_path / "calm")
+    assert not any(key.startswith("events") for row in history(tmp_path / "calm") for key in row)
+    (tmp_path / "run").mkdir()
+    log = EventLog(tmp_path / "run", listeners=[])
+    log.tell(Event(kind="death", text="It died.", role="rollout", number=3, time=1_800_000_000.0))
+    log.tell(Event(kind="stop", text="Asked to stop.", step=2, time=1_800_000_060.5))
+    writer = write_run(tmp_path / "run", about(run_id="told0002"))
+    assert [row["events._type"] for row in history(tmp_path / "run") if "events._type" in row] == ["table-file"]
+    (path,) = tmp_path.glob("run/wandb/offline-run-*/files/media/table/events_*.table.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["time", "kind", "role", "number", "step", "text"]
+    assert table["data"] == [
+        ["2027-01-15T08:00:00+00:00", "death", "rollout", 3, None, "It died."],
+        ["2027-01-15T08:01:00+00:00", "stop", None, None, 2, "Asked to stop."],
+    ]
+    assert logged_so_far(tmp_path / "run", writer.wandb_run_id).rows == {"sft": 3, "ppo": 1}
 
 
 def test_run_id_is_known_and_goes_on_after_a_restart(tmp_path):
