@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rayrlhf.algorithms.kl import LOG_RATIO_BOUND, Estimator, kl_estimate
+from rayrlhf.algorithms.kl import Estimator, kl_estimate
 from rayrlhf.algorithms.masking import masked_sum
+from rayrlhf.algorithms.off_policy import masked_log_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,12 @@ def policy_loss(
     """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) (Schulman et al. 2017, equation 7).
 
     Separate bounds follow DAPO (Yu et al. 2025). With `dual_clip` c the objective is at least c * A where A < 0 (Ye et al.
-    2020, equation 5). `importance` weighs each token (truncated importance sampling). `stale_ratio` is old / drawn, the
-    probability of a token now over that when an older version drew it: it makes `approx_kl` a mean over old's own
-    tokens, and nothing else. The log-ratio is masked before it is exponentiated: 0 * inf in the backward pass would be
-    not a number.
+    2020, equation 5). `importance` weighs each token (`off_policy.off_policy_weights`): one of weight 0 has no gradient
+    here, and counts in `token_count` and in the figures all the same. `stale_ratio` is old / drawn, the probability of a
+    token now over that when an older version drew it: it makes `approx_kl` a mean over old's own tokens, and nothing
+    else. The log-ratio is masked before it is exponentiated: 0 * inf in the backward pass would be not a number.
     """
-    log_ratio = _masked_log_ratio(logprobs, old_logprobs, loss_mask)
+    log_ratio = masked_log_ratio(logprobs, old_logprobs, loss_mask)
     ratio = log_ratio.exp()
     advantages = torch.where(loss_mask, advantages, 0.0)
     unclipped = ratio * advantages
@@ -66,25 +67,6 @@ def policy_loss(
         approx_kl=masked_sum(approx_kl, loss_mask) / token_count,
         ratio_max_error=error.max() if error.numel() else error.new_zeros(()),
     )
-
-
-def importance_weights(
-    old_logprobs: Float[Tensor, "batch time"],
-    rollout_logprobs: Float[Tensor, "batch time"],
-    loss_mask: Bool[Tensor, "batch time"],
-    *,
-    cap: float,
-) -> Float[Tensor, "batch time"]:
-    """min(exp(old - rollout), cap), detached: truncated importance sampling (Ionides 2008) from engine to learner."""
-    ratio = _masked_log_ratio(old_logprobs, rollout_logprobs, loss_mask).detach().exp()
-    return torch.where(loss_mask, ratio.clamp(max=cap), 0.0)
-
-
-def probability_ratio(
-    new: Float[Tensor, "batch time"], drawn: Float[Tensor, "batch time"], where: Bool[Tensor, "batch time"]
-) -> Float[Tensor, "batch time"]:
-    """exp(new - drawn), detached, at the tokens of `where`; 1 elsewhere."""
-    return _masked_log_ratio(new, drawn, where).detach().exp()
 
 
 def entropy_bonus(
@@ -116,7 +98,3 @@ def kl_loss(
 
 def _weighted(x: Tensor, weights: Tensor | None, loss_mask: Tensor) -> Tensor:
     return x if weights is None else x * torch.where(loss_mask, weights, 0.0)
-
-
-def _masked_log_ratio(new: Tensor, old: Tensor, loss_mask: Tensor) -> Tensor:
-    return torch.where(loss_mask, new - old, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)

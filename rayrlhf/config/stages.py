@@ -85,7 +85,15 @@ class PPOConfig(Node):
     old_logprobs: Literal["recompute", "rollout"] = "recompute"
     """The PPO denominator: the learner's own log-probs before the update, or the engine's when sampled."""
     importance_cap: float | None = Field(default=None, gt=0.0)
-    """Truncate the correction exp(old - rollout) here; default: 2.0 when max_staleness > 0, else no correction."""
+    """Truncate the correction exp(old - rollout) of each token here; default: 2.0 when max_staleness > 0, else no
+    correction, or a whole one within the bands below where one is given."""
+    importance_band: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    """[low, high]: a token whose exp(old - rollout) lies outside gives the clipped objective nothing, before importance_cap
+    truncates the others. IcePop (Ling Team 2025) is [0.5, 5.0] with importance_cap 5.0. The critic, baselines and the
+    KL and entropy of the loss see masked tokens all the same. Both bands need old_logprobs: recompute."""
+    sequence_band: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    """[low, high]: the same of all tokens of a response whose geometric mean of exp(old - rollout) lies outside (Geo-Mask,
+    Li, Liu et al. 2025, typically [0.5, 2.0])."""
 
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"
     """gae uses the critic; rloo and grpo a group baseline; reinforce the batch mean. Where they are not given,
@@ -163,6 +171,16 @@ class PPOConfig(Node):
             raise ValueError(
                 f"ppo.scale=std divides by a group's deviation, which ppo.advantage=grpo alone does, not {self.advantage}"
             )
+        bands = {"ppo.importance_band": self.importance_band, "ppo.sequence_band": self.sequence_band}
+        given = {key: band for key, band in bands.items() if band is not None}
+        for key, (low, high) in given.items():
+            if not 0 < low < 1 < high:
+                raise ValueError(f"{key}=[{low:g}, {high:g}] must be [low, high] with 0 < low < 1 < high")
+        if given and self.old_logprobs == "rollout":
+            raise ValueError(
+                f"{' and '.join(given)} would mask nothing with ppo.old_logprobs=rollout, where every weight is 1: use "
+                f"ppo.old_logprobs=recompute"
+            )
         if self.guard.judge is not None and self.guard.judge in [model.path for model in self.reward_models]:
             raise ValueError(f"ppo.guard.judge={self.guard.judge} is rewarded too: what is optimised cannot judge")
         if self.critic_warmup_updates >= self.updates:
@@ -186,3 +204,8 @@ class PPOConfig(Node):
     @property
     def effective_importance_cap(self) -> float | None:
         return self.importance_cap if self.importance_cap is not None else (2.0 if self.max_staleness > 0 else None)
+
+    @property
+    def corrects_off_policy(self) -> bool:
+        """Whether the objective is weighted by how far the policy at the update's start is from the one that drew."""
+        return (self.effective_importance_cap, self.importance_band, self.sequence_band) != (None, None, None)

@@ -13,8 +13,8 @@ from rayrlhf.algorithms.advantages import equal_scores, gae, group_advantages
 from rayrlhf.algorithms.kl import kl_estimate, sampled_kl
 from rayrlhf.algorithms.masking import masked_mean, whiten
 from rayrlhf.algorithms.mismatch import mismatch_quantiles
+from rayrlhf.algorithms.off_policy import off_policy_weights, probability_ratio, responses_inside, tokens_inside
 from rayrlhf.algorithms.pass_rate import is_binary, pass_at_k, pass_rate
-from rayrlhf.algorithms.policy_loss import importance_weights, probability_ratio
 from rayrlhf.algorithms.rewards import RunningMoments, normalize_scores, penalize_truncated, token_rewards
 from rayrlhf.algorithms.value_loss import explained_variance
 from rayrlhf.config import PPOConfig
@@ -83,6 +83,7 @@ class Targets:
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"]
     importance: Float[Tensor, "batch time"] | None
+    """What each token's clipped objective is multiplied by, 0 where it is masked; None where there is no correction."""
     stale_ratio: Float[Tensor, "batch time"] | None
     """Probability of a token under the denominator over that when an older version drew it; None where none did."""
 
@@ -195,12 +196,23 @@ def make_targets(
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     denominator = estimates.old_logprobs if config.old_logprobs == "recompute" else batch.rollout_logprobs
+    # The masks reach the policy's objective alone. The critic goes on learning from masked tokens: its target is the
+    # return that followed, of whichever version drew it, as for every stale token, and holds no ratio that could be far
+    # off; a critic of the kept tokens alone would expect what follows where the policies happen to agree. Baselines and
+    # whitening are of returns too, and keep them for the same reason.
     importance = None
     figures["mismatch/importance_weight"] = 1.0
-    cap = config.effective_importance_cap
-    if cap is not None:
-        importance = importance_weights(denominator, batch.rollout_logprobs, mask, cap=cap)
+    if config.corrects_off_policy:
+        importance = off_policy_weights(
+            denominator,
+            batch.rollout_logprobs,
+            mask,
+            cap=config.effective_importance_cap,
+            band=config.importance_band,
+            sequence_band=config.sequence_band,
+        )
         figures["mismatch/importance_weight"] = float(masked_mean(importance, mask))
+    figures |= _masked_figures(denominator, batch, config)
     stale = mask & (batch.versions != version) if version is not None else torch.zeros_like(mask)
     targets = Targets(
         denominator=denominator,
@@ -231,6 +243,8 @@ def batch_figures(
         "rollout/truncated": float(batch.truncated.float().mean()),
         "rollout/staleness": float(version - min(t.min_version for t in trajectories)),
         "rollout/version": float(max(span.version for t in trajectories for span in t.version_spans)),
+        "rollout/spans": float(np.mean([len(t.version_spans) for t in trajectories])),
+        "rollout/spans_max": float(max(len(t.version_spans) for t in trajectories)),
     }
     spreads = [item.spread for item in scored if item.spread is not None]
     if spreads:
@@ -238,7 +252,7 @@ def batch_figures(
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         figures["reward/gold"] = float(np.mean(golds))
-    figures |= _group_figures(batch)
+    figures |= _group_figures(batch) | _staleness_figures(batch, version)
     return figures | _kl_figures(batch, estimates, version) | _mismatch_figures(batch, estimates, version)
 
 
@@ -273,6 +287,32 @@ def pass_figures(scored: Sequence[ScoredTrajectory], *, k: int) -> dict[str, flo
 def gathered(values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> list[np.ndarray]:
     """The reverse of `spread`."""
     return [row[valid].numpy() for row, valid in zip(values, mask, strict=True)]
+
+
+def _masked_figures(denominator: Float[Tensor, "batch time"], batch: PPOBatch, config: PPOConfig) -> dict[str, float]:
+    """What each band takes of what is trained, whatever the other takes too."""
+    figures: dict[str, float] = {}
+    mask, rows = batch.loss_mask, batch.trained_rows
+    if config.importance_band is not None and len(rows):
+        kept = tokens_inside(denominator, batch.rollout_logprobs, mask, band=config.importance_band)
+        figures["mismatch/masked_tokens"] = float((~kept[mask]).double().mean())
+    if config.sequence_band is not None and len(rows):
+        whole = responses_inside(denominator, batch.rollout_logprobs, mask, band=config.sequence_band)
+        figures["mismatch/masked_responses"] = float((~whole[rows]).double().mean())
+    return figures
+
+
+def _staleness_figures(batch: PPOBatch, version: int) -> dict[str, float]:
+    """Of the tokens that are trained: the update learns from no others."""
+    behind = (version - batch.versions)[batch.loss_mask]
+    if not len(behind):
+        return {}
+    return {
+        "staleness/mean": float(behind.double().mean()),
+        "staleness/max": float(behind.max()),
+        **{f"staleness/share_{k}": float((behind == k).double().mean()) for k in range(4)},
+        "staleness/share_4_or_more": float((behind >= 4).double().mean()),
+    }
 
 
 def _kl_figures(batch: PPOBatch, estimates: Estimates, version: int) -> dict[str, float]:

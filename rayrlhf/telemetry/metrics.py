@@ -130,8 +130,20 @@ METRICS: dict[str, Metric] = {
     "mismatch/importance_weight": Metric(
         "mean",
         "",
-        "min(old / drawn, cap), mean over the batch's tokens: at most 1 in expectation, and below it by what is cut off; "
-        "1 where no correction is applied.",
+        "min(old / drawn, cap), and 0 where a band masks it, mean over the batch's trained tokens: at most 1 in "
+        "expectation, and below it by what is cut off and masked; 1 where no correction is applied.",
+    ),
+    "mismatch/masked_tokens": Metric(
+        "mean",
+        "share",
+        "Trained tokens that ppo.importance_band keeps out of the policy's objective, whether their response is masked or "
+        "not; there only where the key is set and something is trained.",
+    ),
+    "mismatch/masked_responses": Metric(
+        "mean",
+        "share",
+        "Trained responses that ppo.sequence_band keeps out of the policy's objective; there only where the key is set and "
+        "something is trained.",
     ),
     # the parity gate: held-out responses under the learner's own version, whatever the staleness of training
     "parity/p50": Metric(
@@ -150,8 +162,34 @@ METRICS: dict[str, Metric] = {
     "rollout/repeated": Metric(
         "mean", "share", "Responses whose text occurred earlier in the same batch for another prompt."
     ),
-    "rollout/staleness": Metric("max", "versions", "Largest learner version minus trajectory version in the batch."),
+    "rollout/staleness": Metric(
+        "max",
+        "versions",
+        "Largest learner version minus trajectory version in the batch: its bound is of all responses, trained or not.",
+    ),
     "rollout/version": Metric("last", "version", "Newest policy version in the batch."),
+    "rollout/spans": Metric(
+        "mean",
+        "spans",
+        "Stretches of a response that one version each drew, mean over the batch: 1 where none changed.",
+    ),
+    "rollout/spans_max": Metric("max", "spans", "Most of the same in one response."),
+    # of the trained tokens: the learner's version, before the update, minus the one that drew the token
+    "staleness/mean": Metric(
+        "mean",
+        "versions",
+        "Mean over the batch's trained tokens; it and those below are absent where nothing is trained.",
+    ),
+    "staleness/max": Metric(
+        "max",
+        "versions",
+        "Largest of the same: rollout/staleness, but where ppo.truncation=mask leaves out the oldest.",
+    ),
+    "staleness/share_0": Metric("mean", "share", "Trained tokens that the learner's own version drew."),
+    "staleness/share_1": Metric("mean", "share", "Trained tokens that the version before it drew."),
+    "staleness/share_2": Metric("mean", "share", "Trained tokens that are two versions old."),
+    "staleness/share_3": Metric("mean", "share", "Trained tokens that are three versions old."),
+    "staleness/share_4_or_more": Metric("mean", "share", "Trained tokens that are older; the five shares add up to 1."),
     # optimizer
     "optim/lr": Metric("last", "", "Learning rate of the policy (or of the only model)."),
     "optim/critic_lr": Metric("last", "", "Learning rate of the critic."),

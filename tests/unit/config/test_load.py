@@ -96,6 +96,23 @@ def test_rules_of_two_keys() -> None:
     assert "ppo.guard.judge=/a is rewarded too" in told
 
 
+@pytest.mark.parametrize("key", ["ppo.importance_band", "ppo.sequence_band"])
+def test_a_band_is_around_one_and_needs_a_recomputed_denominator(key: str) -> None:
+    for given in ("[1.5, 2.0]", "[0.5, 0.9]", "[0.0, 2.0]", "[-1, 2]", "[5.0, 0.5]", "[1.0, 2.0]", "[0.5, 1.0]"):
+        assert f"{key}=[" in refuse(f"{key}={given}")
+        assert "must be [low, high] with 0 < low < 1 < high" in refuse(f"{key}={given}")
+    for given in ("[0.5]", "[0.5, 2.0, 3.0]", "0.5", "[0.5, .inf]", "[0.5, two]"):
+        assert key in refuse(f"{key}={given}")
+    told = refuse(f"{key}=[0.5, 2]", "ppo.old_logprobs=rollout")
+    assert f"{key} would mask nothing with ppo.old_logprobs=rollout, where every weight is 1" in told
+
+
+def test_bands_that_would_mask_nothing_are_told_together() -> None:
+    told = refuse("ppo.importance_band=[0.5, 2]", "ppo.sequence_band=[0.5, 2]", "ppo.old_logprobs=rollout")
+    assert "ppo.importance_band and ppo.sequence_band would mask nothing" in told
+    assert load_config(QUICKSTART, ["ppo.old_logprobs=rollout", "ppo.max_staleness=1"]).ppo.corrects_off_policy
+
+
 def test_a_group_baseline_needs_a_group() -> None:
     assert "samples_per_prompt >= 2" in refuse("ppo.advantage=rloo", "ppo.samples_per_prompt=1", "ppo.minibatches=1")
 
@@ -127,3 +144,13 @@ def test_importance_correction_follows_staleness() -> None:
     assert load_config(QUICKSTART).ppo.effective_importance_cap is None
     assert load_config(QUICKSTART, ["ppo.max_staleness=1"]).ppo.effective_importance_cap == 2.0
     assert isinstance(load_config(QUICKSTART), RunConfig)
+    assert not load_config(QUICKSTART).ppo.corrects_off_policy
+    for override in (
+        "ppo.max_staleness=1",
+        "ppo.importance_cap=3",
+        "ppo.importance_band=[0.5, 5]",
+        "ppo.sequence_band=[0.5, 2]",
+    ):
+        ppo = load_config(QUICKSTART, [override]).ppo
+        assert ppo.corrects_off_policy
+        assert ppo.effective_importance_cap == {"ppo.max_staleness=1": 2.0, "ppo.importance_cap=3": 3.0}.get(override)

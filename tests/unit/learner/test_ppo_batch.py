@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rayrlhf.config import PPOConfig
 from rayrlhf.errors import NonFiniteError
 from rayrlhf.learner.ppo_batch import Estimates, PPOBatch, batch_figures, make_batch, make_targets, pass_figures
 from rayrlhf.telemetry.metrics import check_names
-from rayrlhf.types import SampleId, ScoredTrajectory
+from rayrlhf.types import SampleId, ScoredTrajectory, VersionSpan
 
 
 def settings(**ppo: Any) -> PPOConfig:
@@ -209,6 +210,103 @@ def test_importance_corrects_only_what_the_ratio_does_not() -> None:
     found, _ = make_targets(batch, gap, rollout, kl_coef=0.0, moments=None)
     assert found.importance[batch.loss_mask].tolist() == pytest.approx([1.0] * 5)
     assert torch.equal(found.denominator, batch.rollout_logprobs)
+
+
+def gaps(batch: PPOBatch) -> Estimates:
+    """Learner over engine: 1 and 8 in row 0, 0.25, 1.5 and 1 in row 1."""
+    log_ratios = torch.tensor([1.0, 8.0, 0.25, 1.5, 1.0]).log()
+    old = batch.rollout_logprobs + torch.zeros(batch.response_mask.shape).masked_scatter(
+        batch.response_mask, log_ratios
+    )
+    return replace(estimates(batch, values=0.5), old_logprobs=old)
+
+
+@pytest.mark.parametrize(
+    ("keys", "importance", "masked"),
+    [
+        ({"importance_cap": 2.0}, [1.0, 2.0, 0.25, 1.5, 1.0], (None, None)),
+        ({"max_staleness": 1}, [1.0, 2.0, 0.25, 1.5, 1.0], (None, None)),
+        ({"importance_band": [0.5, 5.0]}, [1.0, 0.0, 0.0, 1.5, 1.0], (0.4, None)),
+        ({"importance_band": [0.2, 9.0], "max_staleness": 1}, [1.0, 2.0, 0.25, 1.5, 1.0], (0.0, None)),
+        ({"importance_band": [0.2, 9.0]}, [1.0, 8.0, 0.25, 1.5, 1.0], (0.0, None)),
+        ({"sequence_band": [0.5, 2.0], "importance_cap": 1.2}, [0.0, 0.0, 0.25, 1.2, 1.0], (None, 0.5)),
+        (
+            {"sequence_band": [0.5, 2.0], "importance_band": [0.5, 5.0], "max_staleness": 2},
+            [0.0, 0.0, 0.0, 1.5, 1.0],
+            (0.4, 0.5),
+        ),
+    ],
+)
+def test_masks_reach_the_policy_alone(
+    keys: dict[str, Any], importance: list[float], masked: tuple[float | None, float | None]
+) -> None:
+    """Geometric means: 8 ** (1 / 2) = 2.83 in row 0, 0.375 ** (1 / 3) = 0.72 in row 1."""
+    batch = make_batch(two_samples(), mask_truncated=False)
+    plain, before = make_targets(batch, gaps(batch), settings(), kl_coef=0.1, moments=None)
+    found, figures = make_targets(batch, gaps(batch), settings(**keys), kl_coef=0.1, moments=None)
+    check_names(figures)
+    assert plain.importance is None
+    assert found.importance is not None
+    assert found.importance[batch.loss_mask].tolist() == pytest.approx(importance)
+    assert not found.importance[~batch.loss_mask].any()
+    assert figures["mismatch/importance_weight"] == pytest.approx(np.mean(importance))
+    shares = (figures.get("mismatch/masked_tokens"), figures.get("mismatch/masked_responses"))
+    assert shares == pytest.approx(masked)
+    assert not {"mismatch/masked_tokens", "mismatch/masked_responses"} & before.keys()
+    for name in ("denominator", "advantages", "returns"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+
+
+def test_masked_shares_are_of_what_is_trained() -> None:
+    """Row 1 is cut and left out, and its tokens of 0.25 and 1.5 with it."""
+    batch = make_batch(two_samples(finish="length"), mask_truncated=True)
+    config = settings(importance_band=[0.5, 5.0], sequence_band=[0.5, 2.0], truncation="mask")
+    _, figures = make_targets(batch, gaps(batch), config, kl_coef=0.0, moments=None)
+    assert figures["mismatch/masked_tokens"] == 0.5
+    assert figures["mismatch/masked_responses"] == 1.0
+    nothing = make_batch([two_samples(finish="length")[1]], mask_truncated=True)
+    _, figures = make_targets(nothing, estimates(nothing), config, kl_coef=0.0, moments=None)
+    assert not {"mismatch/masked_tokens", "mismatch/masked_responses"} & figures.keys()
+
+
+def spanned(*responses: Sequence[int], cut: Sequence[int] = ()) -> list[ScoredTrajectory]:
+    """Responses whose tokens were drawn by these versions, in spans of one version each."""
+    made = []
+    for i, versions in enumerate(responses):
+        bounds = [0, *(t for t in range(1, len(versions)) if versions[t] != versions[t - 1]), len(versions)]
+        spans = tuple(VersionSpan(version=versions[start], start=start, end=end) for start, end in pairwise(bounds))
+        (item,) = rows([len(versions)], [1.0], per_prompt=1)
+        finish: Any = "length" if i in cut else "eos"
+        trajectory = replace(item.trajectory, sample_id=SampleId("ppo", 0, i, 0), version_spans=spans, finish=finish)
+        made.append(replace(item, trajectory=trajectory))
+    return made
+
+
+STALENESS = ("mean", "max", "share_0", "share_1", "share_2", "share_3", "share_4_or_more")
+
+
+def test_staleness_is_of_tokens_and_spans_are_of_responses() -> None:
+    samples = spanned([9, 9, 8], [7, 8, 9, 9], [2, 5])
+    batch = make_batch(samples, mask_truncated=False)
+    figures = batch_figures(batch, estimates(batch), samples, version=9)
+    check_names(figures)
+    behind = np.array([0, 0, 1, 2, 1, 0, 0, 7, 4])
+    expected = [behind.mean(), 7, *(np.mean(behind == k) for k in range(4)), np.mean(behind >= 4)]
+    assert [figures[f"staleness/{name}"] for name in STALENESS] == pytest.approx(expected)
+    assert sum(figures[f"staleness/{name}"] for name in STALENESS[2:]) == pytest.approx(1.0)
+    assert (figures["rollout/spans"], figures["rollout/spans_max"]) == (pytest.approx(7 / 3), 3.0)
+    assert figures["rollout/staleness"] == 7.0
+
+
+def test_staleness_is_of_the_tokens_that_are_trained() -> None:
+    samples = spanned([9, 8], [2], cut=[1])
+    batch = make_batch(samples, mask_truncated=True)
+    figures = batch_figures(batch, estimates(batch), samples, version=9)
+    assert [figures[f"staleness/{name}"] for name in STALENESS] == [0.5, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0]
+    assert figures["rollout/staleness"] == 7.0, "its bound is of all responses"
+    batch = make_batch(samples[1:], mask_truncated=True)
+    figures = batch_figures(batch, estimates(batch), samples[1:], version=9)
+    assert not any(name.startswith("staleness/") for name in figures)
 
 
 def test_figures_of_a_batch() -> None:

@@ -319,6 +319,22 @@ def test_running_moments_see_each_batch_before_it_is_normalised() -> None:
     assert learner._moments.std == pytest.approx(scores.std(), rel=1e-5)
 
 
+def test_wide_bands_train_as_none_and_narrow_ones_say_what_they_mask() -> None:
+    samples = hand_made(16, seed=1)
+    plain = ppo_learner({"max_staleness": 1})
+    before = plain.update(0, samples)
+    wide = ppo_learner({"max_staleness": 1, "importance_band": [1e-6, 1e6], "sequence_band": [1e-6, 1e6]})
+    metrics = wide.update(0, samples)
+    check_names(metrics)
+    masked = {"mismatch/masked_tokens": 0.0, "mismatch/masked_responses": 0.0}
+    assert metrics == before | masked
+    assert largest_difference(state_of(plain), state_of(wide)) == 0.0
+    narrow = ppo_learner({"max_staleness": 1, "importance_band": [0.7, 1.4], "sequence_band": [0.9, 1.1]})
+    metrics = narrow.update(0, samples)
+    assert all(0.0 < metrics[name] < 1.0 for name in masked)
+    assert metrics["mismatch/importance_weight"] < before["mismatch/importance_weight"]
+
+
 def test_asynchronous_updates_are_corrected_and_say_so() -> None:
     learner = ppo_learner({"max_staleness": 1})
     metrics = learner.update(0, hand_made(16, seed=1))

@@ -52,6 +52,31 @@ def test_splitting_a_batch_otherwise_changes_no_gradient(kind: str, aggregation:
             assert float((found - expected).norm() / expected.norm()) < 1e-4
 
 
+BANDS: dict[str, Any] = {"importance_band": [0.5, 5.0], "sequence_band": [0.7, 1.5], "importance_cap": 2.0}
+
+
+@AGGREGATIONS
+def test_masks_change_the_policy_alone_and_no_split_changes_them(aggregation: str) -> None:
+    """In the first minibatch, before the two learners differ: the critic learns from masked tokens as from the others."""
+    options: dict[str, Any] = {"loss_aggregation": aggregation, "minibatches": 1}
+    whole = gradients(SAMPLES, micro_batch_tokens=4096, **options, **BANDS)
+    for budget, samples in ((32, SAMPLES), (56, shuffled(SAMPLES))):
+        for expected, found in zip(
+            whole, gradients(samples, micro_batch_tokens=budget, **options, **BANDS), strict=True
+        ):
+            assert float((found - expected).norm() / expected.norm()) < 1e-4
+    weighted, critic = gradients(SAMPLES, micro_batch_tokens=4096, **options, importance_cap=2.0)
+    assert torch.equal(whole[1], critic)
+    assert float((whole[0] - weighted).norm() / weighted.norm()) > 0.05
+
+
+def test_where_all_is_masked_the_policy_stays_and_the_critic_learns() -> None:
+    narrow = {"importance_band": [1 - 1e-9, 1 + 1e-9], "minibatches": 1, "kl": {"coef": 0.0}}
+    policy, critic = gradients(SAMPLES, **narrow)
+    assert not policy.any()
+    assert critic.any()
+
+
 @KINDS
 def test_the_two_aggregations_are_not_the_same(kind: str) -> None:
     token, sequence = (gradients(SAMPLES, advantage=kind, loss_aggregation=name)[0] for name in ("token", "sequence"))

@@ -17,6 +17,7 @@ AREAS = {
     "perf",
     "eval",
     "guard",
+    "staleness",
 }
 
 
