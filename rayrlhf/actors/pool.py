@@ -256,6 +256,10 @@ class ReplicaPool:
 
     # -- routing ----------------------------------------------------------------------------------------------------
 
+    async def room(self) -> None:
+        """Wait until a replica would take a call at once."""
+        await self._least_loaded()
+
     async def _least_loaded(self) -> Replica:
         """The serving replica with the fewest unanswered calls; waits while all are being replaced or are full."""
 

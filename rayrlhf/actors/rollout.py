@@ -24,6 +24,8 @@ from rayrlhf.rollout.stream import FinishedGroup, Progress, RolloutStream
 from rayrlhf.telemetry.events import Event
 from rayrlhf.types import Group, PolicyVersion, Trajectory, WeightManifest
 
+_TOGETHER = 16
+"""Answers of workers that are scored in one call, at most."""
 _POLL_SECONDS = 2.0
 """A worker answers its driver at least this often, whether anything is finished or not."""
 
@@ -137,7 +139,7 @@ class RolloutPool:
         self._on_loss = on_loss
         self._published: PublishedWeights | None = None
         self._published_anew = asyncio.Condition()
-        self._queue = RolloutQueue(depth=config.rollout.max_num_seqs)
+        self._queue = RolloutQueue(depth=config.rollout.max_num_seqs + 1)
         self._moved = asyncio.Condition()
         """Notified when a worker has finished something, or loaded new weights."""
         self._replicas: dict[int, Replica] = {}
@@ -175,6 +177,13 @@ class RolloutPool:
     async def finished(self) -> Drawn:
         """The next groups of the ppo stage that are drawn; waits for them as long as it takes."""
         return await self._finished.get()
+
+    def finished_too(self) -> list[Drawn]:
+        """What else of the ppo stage is drawn already, up to what one request for scores should hold."""
+        drawn: list[Drawn] = []
+        while len(drawn) < _TOGETHER and not self._finished.empty():
+            drawn.append(self._finished.get_nowait())
+        return drawn
 
     async def generate(self, groups: Sequence[Group]) -> list[Drawn]:
         """Draw groups of another stage before any other work; all under the published version, until another comes."""
@@ -259,6 +268,7 @@ class RolloutPool:
         moved_at, moved = loop.time(), -1
         while replica.state is State.SERVING or self._queue.load(replica.number):
             ref, (groups, progress) = await self._collect(replica)
+            had_room = self._queue.room
             self._queue.progress(replica.number, progress, loop.time())
             if progress.steps != moved or not progress.samples:
                 moved_at, moved = loop.time(), progress.steps
@@ -274,7 +284,7 @@ class RolloutPool:
                 await (self._finished if stage == "ppo" else self._asked[stage]).put(drawn)
             if replica.state is State.DRAINING and self._moves and self._queue.load(replica.number):
                 await self._move(replica)
-            if groups:
+            if groups or self._queue.room != had_room or self._queue.waiting:
                 await self._tell_moved()
 
     async def _tell_moved(self) -> None:

@@ -23,6 +23,9 @@ class _Work:
     version: PolicyVersion
     groups: dict[GroupId, Group] = field(default_factory=dict)
     samples: int = 0
+    """Unfinished ones, as far as it has told, and those it has been given since."""
+    given: int = 0
+    """Samples it has been given since it joined."""
     drawn: int = 0
     """Tokens it has drawn since it joined."""
     finished: int = 0
@@ -44,7 +47,7 @@ class RolloutQueue:
     """
 
     def __init__(self, *, depth: int) -> None:
-        """`depth`: samples that fill an engine."""
+        """`depth`: samples of a worker below which it is given another group."""
         self._depth = depth
         self._waiting: list[tuple[bool, GroupId, Group]] = []
         self._work: dict[int, _Work] = {}
@@ -112,8 +115,8 @@ class RolloutQueue:
         return len(self._waiting)
 
     def load(self, worker: int) -> int:
-        """Samples a worker has unfinished."""
-        return self._work[worker].samples if worker in self._work else 0
+        """Groups a worker has unfinished."""
+        return len(self._work[worker].groups) if worker in self._work else 0
 
     def hand_out(self) -> dict[int, list[Group]]:
         """Give waiting groups away, each to the worker with the fewest unfinished tokens that has room for it."""
@@ -126,6 +129,7 @@ class RolloutQueue:
             _, group_id, group = heapq.heappop(self._waiting)
             work.groups[group_id] = group
             work.samples += len(group.requests)
+            work.given += len(group.requests)
             given.setdefault(number, []).append(group)
             self._offer(number)
         return given
@@ -134,16 +138,16 @@ class RolloutQueue:
         """A worker has handed finished groups over."""
         work = self._work[worker]
         for finished in groups:
-            work.samples -= len(work.groups.pop(finished.group_id).requests)
+            del work.groups[finished.group_id]
             work.finished += finished.tokens
             self._length += _NEWEST * (finished.tokens / max(1, finished.samples) - self._length)
-        self._offer(worker)
 
     def move(self, worker: int, groups: Sequence[Group]) -> None:
         """A worker has given unfinished groups away, for others to go on with."""
         work = self._work[worker]
         for group in groups:
-            work.samples -= len(work.groups.pop(group.group_id).requests)
+            del work.groups[group.group_id]
+            work.samples -= len(group.requests)
         self.add(groups)
         self._offer(worker)
 
@@ -155,6 +159,7 @@ class RolloutQueue:
             work.seconds += seconds
             work.speed = (progress.tokens - work.drawn) / max(seconds, 1e-9)
         work.seen_at, work.drawn = now, progress.tokens
+        work.samples = progress.samples + work.given - progress.taken
         self._offer(worker)
 
     def work_of(self, worker: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import ray
@@ -68,10 +68,10 @@ class ScoringWorker:
         self._scorer = self._make()
         self._batcher = MergingBatcher(self._scorer.score_groups, max_items=_MERGED)
 
-    def score(self, trajectories: list[Trajectory], sizes: Sequence[int]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
+    def score(self, sizes: Sequence[int], *chunks: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
         """Score groups of these sizes, but what cannot be scored, in order; together with what others ask meanwhile."""
         started = time.perf_counter()
-        rest = iter(trajectories)
+        rest = chain.from_iterable(chunks)
         groups = [list(islice(rest, size)) for size in sizes]
         answers = [answer for group in self._batcher.submit(groups) for answer in group]
         scored = [answer for answer in answers if isinstance(answer, ScoredTrajectory)]
@@ -118,9 +118,14 @@ class ScoringPool:
             tell=tell,
         )
 
-    async def score(self, drawn: Drawn) -> tuple[Any, ScoringInfo]:
+    async def room(self) -> None:
+        """Wait until a worker would take another request at once."""
+        await self.pool.room()
+
+    async def score(self, drawn: Sequence[Drawn]) -> tuple[Any, ScoringInfo]:
         """Score what was drawn: a reference to its scored form, with what it is."""
-        ref, info = await self.pool.call("score", drawn.ref, [group.samples for group in drawn.groups])
+        sizes = [group.samples for part in drawn for group in part.groups]
+        ref, info = await self.pool.call("score", sizes, *(part.ref for part in drawn))
         return ref, info
 
     async def _serve(self, replica: Replica) -> None:

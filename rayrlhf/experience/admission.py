@@ -1,22 +1,11 @@
 """Staleness by admission: which groups may be in flight, and which of the finished ones an update must take."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from rayrlhf.errors import LedgerError
 from rayrlhf.types import GroupId, PolicyVersion
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The groups of the next update; or, where it cannot be made yet, what it waits for."""
-
-    groups: tuple[GroupId, ...] = ()
-    missing: int = 0
-    """Groups that must still be finished, whichever come first."""
-    due: tuple[GroupId, ...] = ()
-    """Groups of which one must be finished, because its bound would break otherwise."""
 
 
 class Admission:
@@ -32,6 +21,8 @@ class Admission:
         self._per_step = groups_per_step
         self._max_staleness = max_staleness
         self._due: dict[GroupId, int] = {}
+        self._by_due: Counter[int] = Counter()
+        """How many groups are due by each update."""
 
     @property
     def in_flight(self) -> int:
@@ -47,39 +38,55 @@ class Admission:
         """Let a group in, or one in flight begin anew, to be drawn by engines of at least `version`, the learner's own."""
         if group not in self._due and self.room <= 0:
             raise LedgerError(f"Group {group} was admitted beyond the bound of {len(self._due)} groups in flight.")
-        self._due[group] = version + self._max_staleness
+        self._set(group, version + self._max_staleness)
 
     def finish(self, group: GroupId, oldest: PolicyVersion) -> None:
         """Of a finished group the oldest token's version is known: it may have begun later than it was admitted."""
-        self._due[group] = max(self._due[group], oldest + self._max_staleness)
+        self._set(group, max(self._due[group], oldest + self._max_staleness))
 
-    def choose(self, finished: Collection[GroupId], update: int) -> Choice:
-        """The groups of `update`, oldest prompt first, of those finished."""
+    def choose(self, finished: Collection[GroupId], update: int) -> tuple[GroupId, ...]:
+        """The groups of `update`, of those finished, oldest prompt first; none where others must be waited for."""
         if len(finished) < self._per_step:
-            late = (group for group, due in self._due.items() if due == update and group not in finished)
-            return Choice(missing=self._per_step - len(finished), due=tuple(sorted(late)))
+            return ()
         waiting = sorted(finished)
         chosen: set[GroupId] = set()
-        for due in sorted(set(self._due.values())):
-            needed = self._needed(due, update) - sum(self._due[group] <= due for group in chosen)
+        for due, needed in self._needed(update):
+            needed -= sum(self._due[group] <= due for group in chosen)
             if needed <= 0:
                 continue
             fit = [group for group in waiting if self._due[group] <= due and group not in chosen]
             if needed > len(fit):
-                late = (g for g, own in self._due.items() if own <= due and g not in finished)
-                return Choice(missing=needed - len(fit), due=tuple(sorted(late)))
+                return ()
             chosen.update(fit[:needed])
         rest = (group for group in waiting if group not in chosen)
         chosen.update(islice(rest, self._per_step - len(chosen)))
-        return Choice(groups=tuple(sorted(chosen)))
+        return tuple(sorted(chosen))
+
+    def late(self, finished: Collection[GroupId], update: int) -> tuple[GroupId, ...]:
+        """Groups not finished without which `update` cannot be made: its bound would break otherwise."""
+        for due, needed in self._needed(update):
+            if needed > sum(self._due[group] <= due for group in finished):
+                return tuple(sorted(g for g, own in self._due.items() if own <= due and g not in finished))
+        return ()
 
     def train(self, groups: Sequence[GroupId], update: int) -> None:
         """Take the groups of `update` out of flight; LedgerError if one is past its due."""
         for group in groups:
             due = self._due.pop(group)
+            self._by_due[due] -= 1
             if due < update:
                 raise LedgerError(f"Group {group} was due by update {due} and would be trained by update {update}.")
+        self._by_due = +self._by_due
 
-    def _needed(self, due: int, update: int) -> int:
-        """Groups due by then, less what the updates after this one can take of them."""
-        return sum(own <= due for own in self._due.values()) - (due - update) * self._per_step
+    def _needed(self, update: int) -> Iterator[tuple[int, int]]:
+        """By each due, in order: groups due by then, less what the updates after this one can take of them."""
+        count = 0
+        for due in sorted(self._by_due):
+            count += self._by_due[due]
+            yield due, count - (due - update) * self._per_step
+
+    def _set(self, group: GroupId, due: int) -> None:
+        if group in self._due:
+            self._by_due[self._due[group]] -= 1
+        self._due[group] = due
+        self._by_due[due] += 1

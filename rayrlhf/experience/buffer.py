@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayrlhf.errors import DeadlineError
-from rayrlhf.experience.admission import Choice
 from rayrlhf.types import GroupId, SampleId
 
-Choose = Callable[[Sequence[GroupId]], Choice]
-"""Which of the finished groups the next update takes."""
+Choose = Callable[[Sequence[GroupId]], Sequence[GroupId]]
+"""Which of the finished groups the next update takes: none where it waits for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +42,26 @@ class ExperienceBuffer:
             self._groups |= {group.group_id: group for group in groups}
             self._changed.notify_all()
 
-    async def take(self, choose: Choose, timeout: float) -> list[ScoredGroup]:
+    async def take(self, choose: Choose, timeout: float, late: Choose = lambda _: ()) -> list[ScoredGroup]:
         """Remove and return the groups of the next update, in order; DeadlineError after `timeout` seconds without change.
 
-        Consumes groups, waits until `choose` finds a batch among them, unblocked by `put`.
+        Consumes groups, waits until `choose` finds a batch among them, unblocked by `put`. `late` tells which particular
+        groups it waits for, if any.
         """
         async with self._changed:
-            while not (choice := choose(list(self._groups))).groups:
+            while not (chosen := choose(list(self._groups))):
                 try:
                     async with asyncio.timeout(timeout):
                         await self._changed.wait()
                 except TimeoutError:
+                    names = ", ".join(map(str, late(list(self._groups))[:3]))
                     raise DeadlineError(
-                        f"Waited {timeout:.0f} s for experience: {len(self._groups)} groups are scored and {choice.missing} "
-                        f"more are needed{_named(choice.due)}."
+                        f"Waited {timeout:.0f} s for experience: {len(self._groups)} groups are scored, and the next update "
+                        f"needs {names or 'more of them'}."
                     ) from None
-            return [self._groups.pop(group) for group in choice.groups]
+            return [self._groups.pop(group) for group in chosen]
 
     def drop(self, groups: Sequence[GroupId]) -> None:
         """Forget groups whose value is lost."""
         for group in groups:
             self._groups.pop(group, None)
-
-
-def _named(due: Sequence[GroupId]) -> str:
-    return f" of {', '.join(map(str, due[:3]))}" if due else ""

@@ -33,7 +33,7 @@ class Evaluator:
         """
         groups = fixed_groups(self._context.config.seed, purpose, self._prompts, size=_GROUP)
         parts = await self._rollout.generate(groups)
-        scored = await together(*(self._scoring.score(part) for part in parts))
+        scored = await together(*(self._scoring.score([part]) for part in parts))
         missing = [reason for _, info in scored for _, reason in info.missing]
         if len(missing) > self._settings.max_missing * len(self._prompts):
             raise ScoringError(

@@ -41,6 +41,8 @@ class Rollout(Protocol):
 
     async def finished(self) -> Drawn: ...
 
+    def finished_too(self) -> list[Drawn]: ...
+
     async def publish(self, weights: PublishedWeights) -> None: ...
 
     async def settled(self) -> None: ...
@@ -51,7 +53,9 @@ class Rollout(Protocol):
 class Scoring(Protocol):
     """What the loop asks of the scoring pool."""
 
-    async def score(self, drawn: Drawn) -> tuple[Any, ScoringInfo]: ...
+    async def room(self) -> None: ...
+
+    async def score(self, drawn: Sequence[Drawn]) -> tuple[Any, ScoringInfo]: ...
 
 
 class Learner(Protocol):
@@ -175,23 +179,28 @@ class ControlLoop:
     async def _collect(self) -> None:
         """Have finished groups scored, and scored ones buffered, as they come.
 
-        Consumes what workers finish; ended by `run`.
+        Consumes what workers finish, all that is there whenever a scoring worker has room; ended by `run`.
         """
         async with asyncio.TaskGroup() as scoring:
             while True:
-                drawn = await self._rollout.finished()
-                scoring.create_task(self._score(drawn, self._now()))
+                first = await self._rollout.finished()
+                drawn_at = self._now()
+                await self._scoring.room()
+                scoring.create_task(self._score([first, *self._rollout.finished_too()], drawn_at))
 
-    async def _score(self, drawn: Drawn, drawn_at: float) -> None:
+    async def _score(self, drawn: Sequence[Drawn], drawn_at: float) -> None:
         try:
             ref, info = await self._scoring.score(drawn)
         except LostObjectError as loss:
-            self._draw_again([group.group_id for group in drawn.groups], loss)
+            lost = [part for part in drawn if part.ref.hex() == loss.object_id] or drawn
+            self._draw_again([group.group_id for part in lost for group in part.groups], loss)
+            if kept := [part for part in drawn if part not in lost]:
+                await self._score(kept, drawn_at)
             return
         scored = set(info.sample_ids)
         missing = dict(info.missing)
         groups = []
-        for finished in drawn.groups:
+        for finished in (group for part in drawn for group in part.groups):
             ids = self._leases[finished.group_id].sample_ids
             own = tuple(sample_id for sample_id in ids if sample_id in scored)
             if not self.ledger.accept(finished.group_id, ids):
@@ -269,7 +278,9 @@ class ControlLoop:
         """The batch of the next update, held by the learner; what is lost until then is drawn again."""
         timeout = self._config.rollout.call_timeout + self._config.scoring.call_timeout
         while True:
-            batch = await self.buffer.take(partial(self.admission.choose, update=step), timeout)
+            batch = await self.buffer.take(
+                partial(self.admission.choose, update=step), timeout, partial(self.admission.late, update=step)
+            )
             try:
                 return batch, await self._learner.receive(step, batch)
             except LostObjectError as loss:

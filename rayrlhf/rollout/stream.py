@@ -59,6 +59,8 @@ class Progress:
     """Decode steps and weight updates since the start: where there is work, it grows."""
     samples: int
     """Samples it holds unfinished."""
+    taken: int
+    """Samples it has taken into work since the start."""
 
 
 class RolloutStream:
@@ -83,7 +85,8 @@ class RolloutStream:
         self._held = False
         """Whether nothing is taken into work, because new weights wait for what is in work to end."""
         self._version: PolicyVersion = 0
-        self._samples = self._running = self._tokens = self._steps = 0
+        self._samples = self._running = self._taken = self._tokens = self._steps = 0
+        self._told_of_room = False
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
 
@@ -97,14 +100,25 @@ class RolloutStream:
         self._do(lambda engine: self._take(engine, groups))
 
     def collect(self, wait: float) -> tuple[list[Trajectory], list[FinishedGroup], Progress]:
-        """What is finished since the last call, of one stage; waits at most `wait` seconds for something."""
+        """What is finished since the last call, of one stage; waits at most `wait` seconds for something.
+
+        It answers as well when nothing waits for a place in the engine any more, so that another group can come before
+        a place is empty: one long response must not keep the places of the others so.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._finished or self._failure, wait)
+            self._changed.wait_for(lambda: self._finished or self._failure or self._has_room_to_tell(), wait)
             self._raise_failure()
+            self._told_of_room = self._samples <= self._max_running
             stage = self._finished[0][0].group_id.stage if self._finished else None
             finished = [pair for pair in self._finished if pair[0].group_id.stage == stage]
             self._finished = [pair for pair in self._finished if pair[0].group_id.stage != stage]
-            progress = Progress(version=self._version, tokens=self._tokens, steps=self._steps, samples=self._samples)
+            progress = Progress(
+                version=self._version,
+                tokens=self._tokens,
+                steps=self._steps,
+                samples=self._samples,
+                taken=self._taken,
+            )
         return [t for _, drawn in finished for t in drawn], [group for group, _ in finished], progress
 
     def apply_weights(self, manifest: WeightManifest, buckets: list[np.ndarray]) -> PolicyVersion:
@@ -134,6 +148,9 @@ class RolloutStream:
             self._commands.append((command, future))
             self._changed.notify_all()
         return future.result()
+
+    def _has_room_to_tell(self) -> bool:
+        return not self._told_of_room and 0 < self._samples <= self._max_running
 
     def _drain(self) -> None:
         """Wait until nothing is in work; nothing is taken into work from then on until new weights are in force."""
@@ -196,7 +213,10 @@ class RolloutStream:
             self._group_of |= {request.sample_id: group.group_id for request in group.requests}
             self._waiting.extend(group.requests)
         with self._changed:
-            self._samples += sum(len(group.requests) for group in groups)
+            taken = sum(len(group.requests) for group in groups)
+            self._samples += taken
+            self._taken += taken
+            self._told_of_room = False
 
     def _keep(self, drawn: list[Trajectory], engine: Engine) -> None:
         with self._changed:
@@ -210,7 +230,7 @@ class RolloutStream:
                 if len(group.drawn) == len(group.group.sample_ids):
                     del self._open[group.group.group_id]
                     self._finished.append(group.finished())
-            if self._finished or not self._running:
+            if self._finished or not self._running or self._has_room_to_tell():
                 self._changed.notify_all()
 
     def _apply(self, engine: Engine, manifest: WeightManifest, buckets: list[np.ndarray]) -> PolicyVersion:

@@ -32,8 +32,8 @@ def finished(place: int, tokens: int, samples: int = 2, stage: str = "ppo") -> F
     return FinishedGroup(group_id=GroupId(stage, 0, place), samples=samples, tokens=tokens, min_version=0)
 
 
-def drawn(tokens: int, samples: int) -> Progress:
-    return Progress(version=0, tokens=tokens, steps=tokens, samples=samples)
+def drawn(tokens: int, samples: int, taken: int) -> Progress:
+    return Progress(version=0, tokens=tokens, steps=tokens, samples=samples, taken=taken)
 
 
 def test_groups_are_spread_and_no_worker_is_given_more_than_fills_it() -> None:
@@ -41,16 +41,28 @@ def test_groups_are_spread_and_no_worker_is_given_more_than_fills_it() -> None:
     waiting.add([group(place) for place in range(6)])
     assert places(waiting.hand_out()) == {0: [0, 2], 1: [1, 3]}
     assert (waiting.waiting, waiting.room) == (2, False)
+    waiting.progress(1, drawn(20, samples=2, taken=4), 1.0)
     waiting.take(1, [finished(1, 20)])
     assert places(waiting.hand_out()) == {1: [4]}
+
+
+def test_one_long_response_does_not_keep_the_places_of_its_group_empty() -> None:
+    waiting = queue(1, depth=4)
+    waiting.add([group(place, samples=4) for place in range(2)])
+    assert places(waiting.hand_out()) == {0: [0]}
+    waiting.progress(0, drawn(30, samples=1, taken=4), 1.0)
+    assert places(waiting.hand_out()) == {0: [1]}
+    waiting.add([group(2)])
+    waiting.progress(0, drawn(31, samples=1, taken=4), 1.1)  # It does not know of the second group yet.
+    assert places(waiting.hand_out()) == {}
 
 
 def test_the_next_group_goes_to_the_worker_with_the_fewest_unfinished_tokens() -> None:
     waiting = queue(2, depth=8)
     waiting.add([group(place) for place in range(4)])
     waiting.hand_out()
-    waiting.progress(0, drawn(10, 4), 1.0)
-    waiting.progress(1, drawn(200, 4), 1.0)  # Nearly done, where the slow one has only begun.
+    waiting.progress(0, drawn(10, 4, 4), 1.0)
+    waiting.progress(1, drawn(200, 4, 4), 1.0)  # Nearly done, where the slow one has only begun.
     waiting.add([group(4)])
     assert places(waiting.hand_out()) == {1: [4]}
 
@@ -76,9 +88,10 @@ def test_what_is_not_trained_on_goes_first_and_older_prompts_before_younger_ones
     waiting.add([group(5), group(2)])
     waiting.add([group(9, stage="eval")])
     order = []
-    for _ in range(3):
+    for turn in range(1, 4):
         ((given,),) = waiting.hand_out().values()
         order.append(given.group_id)
+        waiting.progress(0, drawn(turn, samples=0, taken=2 * turn), 1.0)
         waiting.take(0, [finished(given.group_id.position, 2, stage=given.group_id.stage)])
     assert order == [GroupId("eval", 0, 9), GroupId("ppo", 0, 2), GroupId("ppo", 0, 5)]
 
@@ -89,7 +102,7 @@ def test_a_worker_that_leaves_gives_everything_back() -> None:
     waiting.hand_out()
     waiting.take(0, [finished(0, 9)])
     assert [g.group_id.position for g in waiting.leave(0)] == [2]
-    assert (waiting.load(0), waiting.load(1), waiting.workers) == (0, 4, 1)
+    assert (waiting.load(0), waiting.load(1), waiting.workers) == (0, 2, 1)
     waiting.add([group(7)])
     assert places(waiting.hand_out()) == {}
 
@@ -123,6 +136,6 @@ def test_moved_work_goes_on_elsewhere_with_what_is_drawn_of_it() -> None:
 def test_the_speed_is_of_the_time_in_which_something_was_drawn() -> None:
     waiting = queue(2)
     for number, at, tokens in ((0, 0.0, 0), (0, 1.0, 100), (0, 9.0, 100), (0, 10.0, 200), (1, 0.0, 0), (1, 2.0, 100)):
-        waiting.progress(number, drawn(tokens, 1), at)
+        waiting.progress(number, drawn(tokens, 1, 1), at)
     assert waiting.tokens_per_second() == 100.0 + 50.0
     assert waiting.tokens_per_second() == 0.0

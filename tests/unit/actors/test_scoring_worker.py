@@ -96,15 +96,15 @@ def test_merged_requests_are_answered_as_if_each_came_alone(worker: ScoringWorke
     evaluation = [drawn("eval", number, text, tmp_path) for number, text in enumerate(RESPONSES)]
     again = [drawn("eval", number, text, tmp_path) for number, text in enumerate(RESPONSES[::-1])]
     requests = [training, evaluation, again, training[:1] + evaluation[:1]]
-    alone = [worker.score(request, [len(request)])[0] for request in requests]
+    alone = [worker.score([len(request)], request)[0] for request in requests]
     batches = worker._batcher.batches
     with ThreadPoolExecutor(8) as threads:
         futures: list[Future[tuple[list[ScoredTrajectory], ScoringInfo]]] = []
-        waiting = threads.submit(worker.score, [drawn("ppo", 9, " wait", tmp_path)], [1])
+        waiting = threads.submit(worker.score, [1], [drawn("ppo", 9, " wait", tmp_path)])
         while not worker._batcher._worker._work_queue.empty() or worker._batcher._waiting:
             time.sleep(0.01)
         for request in requests:
-            futures.append(threads.submit(worker.score, request, [1] * len(request)))
+            futures.append(threads.submit(worker.score, [1] * len(request), request))
             while len(worker._batcher._waiting) < len(futures):
                 time.sleep(0.01)
         (tmp_path / "go").touch()

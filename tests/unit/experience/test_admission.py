@@ -30,41 +30,42 @@ def test_without_staleness_a_step_is_in_flight_and_the_update_takes_just_it() ->
     assert admission.room == 0
     with pytest.raises(LedgerError, match="beyond the bound"):
         admission.admit(group(2), 0)
-    assert admission.choose([group(1)], 0).due == (group(0),)
-    choice = admission.choose([group(1), group(0)], 0)
-    assert choice.groups == (group(0), group(1))
-    admission.train(choice.groups, 0)
+    assert admission.choose([group(1)], 0) == ()
+    assert admission.late([group(1)], 0) == (group(0),)
+    chosen = admission.choose([group(1), group(0)], 0)
+    assert chosen == (group(0), group(1))
+    admission.train(chosen, 0)
     assert admission.room == 2
 
 
 def test_an_update_takes_the_oldest_finished_groups_and_waits_for_no_particular_one() -> None:
     admission = admitted(6, max_staleness=2)
-    assert admission.choose([group(5)], 0).missing == 1
-    assert admission.choose([group(5), group(2), group(4)], 0).groups == (group(2), group(4))
+    assert admission.choose([group(5)], 0) == ()
+    assert admission.choose([group(5), group(2), group(4)], 0) == (group(2), group(4))
 
 
 def test_a_straggler_is_waited_for_only_when_its_bound_would_break() -> None:
     admission = admitted(6, max_staleness=2)
     finished = [group(place) for place in range(1, 6)]
     for update, wanted in ((0, (1, 2)), (1, (3, 4))):
-        choice = admission.choose(finished, update)
-        assert choice.groups == tuple(group(place) for place in wanted)
-        admission.train(choice.groups, update)
-        finished = [g for g in finished if g not in choice.groups]
+        chosen = admission.choose(finished, update)
+        assert chosen == tuple(group(place) for place in wanted)
+        admission.train(chosen, update)
+        finished = [g for g in finished if g not in chosen]
         for place in (6 + 2 * update, 7 + 2 * update):
             admission.admit(group(place), update + 1)
             finished.append(group(place))
-    choice = admission.choose(finished, 2)
-    assert (choice.groups, choice.due) == ((), (group(0),))
-    assert admission.choose([*finished, group(0)], 2).groups == (group(0), group(5))
+    assert (admission.choose(finished, 2), admission.late(finished, 2)) == ((), (group(0),))
+    assert admission.choose([*finished, group(0)], 2) == (group(0), group(5))
 
 
 def test_what_begins_late_is_due_late() -> None:
     admission = admitted(4, max_staleness=1)
-    assert admission.choose([group(2), group(3)], 1).due == (group(0), group(1))
+    assert admission.choose([group(2), group(3)], 1) == ()
+    assert admission.late([group(2), group(3)], 1) == (group(0), group(1))
     for place in (0, 1):
         admission.finish(group(place), 1)
-    assert admission.choose([group(2), group(3), group(0), group(1)], 1).groups == (group(2), group(3))
+    assert admission.choose([group(2), group(3), group(0), group(1)], 1) == (group(2), group(3))
 
 
 def test_training_past_a_groups_due_is_an_error() -> None:
@@ -161,16 +162,15 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.finished and self.version < self.LAST)
     def update(self) -> None:
-        choice = self.admission.choose(list(self.finished), self.version)
-        if not choice.groups:
-            assert choice.missing > 0
+        chosen = self.admission.choose(list(self.finished), self.version)
+        if not chosen:
             return
-        assert len(choice.groups) == self.PER_STEP
-        for group_id in choice.groups:
+        assert len(chosen) == self.PER_STEP
+        for group_id in chosen:
             assert self.version - self.finished.pop(group_id) <= self.max_staleness
             self.ledger.train(group_id, self.ids(group_id))
             self.trained += self.ids(group_id)
-        self.admission.train(choice.groups, self.version)
+        self.admission.train(chosen, self.version)
         self.version += 1
 
     @rule()
@@ -202,7 +202,7 @@ class Interleavings(RuleBasedStateMachine):
         ready = [*self.finished, *self.work, *self.admitted]
         left = len(list(self.ledger.untrained(self.LAST)))
         if len(ready) >= self.PER_STEP or left == 0:
-            assert self.admission.choose(ready, self.version).groups
+            assert self.admission.choose(ready, self.version)
         else:
             assert self.admission.room >= self.PER_STEP - len(ready)
 
