@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rayrlhf.actors.calls import alongside, together
 from rayrlhf.actors.rollout import Drawn, PublishedWeights, RolloutPool
 from rayrlhf.actors.scoring import ScoringInfo, ScoringPool
 from rayrlhf.config import RunConfig
@@ -165,8 +166,9 @@ def after(seconds: float, value: Any) -> "asyncio.Future[Any]":
 class _Open:
     """A group in work."""
 
-    samples: int
-    begun: float
+    group: Group
+    begun: float = 0.0
+    given_away: bool = False
     drawn: int = 0
     tokens: int = 0
 
@@ -198,14 +200,16 @@ class SimulatedRollout(Worker):
         loop = asyncio.get_running_loop()
         for group in groups:
             begins = []
+            opened = _Open(group)
             for request in group.requests:
                 begin = max(loop.time(), heapq.heappop(self._slots))
                 length = self._length_of(request.sample_id)
                 end = begin + length * self._token_seconds
                 heapq.heappush(self._slots, end)
                 begins.append(begin)
-                loop.call_at(end, self._drawn, group.group_id, length)
-            self._open[group.group_id] = _Open(len(group.requests), min(begins))
+                loop.call_at(end, self._drawn, opened, length)
+            self._open[group.group_id] = opened
+            opened.begun = min(begins)
             self._samples += len(group.requests)
             self._taken += len(group.requests)
         self._told_of_room = False
@@ -224,18 +228,28 @@ class SimulatedRollout(Worker):
         self._versions.append((asyncio.get_running_loop().time(), manifest))
         return manifest
 
-    def _drawn(self, group_id: GroupId, length: int) -> None:
+    def withdraw(self) -> list[Group]:
+        """Unfinished groups begin anew elsewhere: what is drawn of them is not simulated."""
+        for opened in self._open.values():
+            opened.given_away = True
+        given = [opened.group for opened in self._open.values()]
+        self._open.clear()
+        self._samples = 0
+        return given
+
+    def _drawn(self, group: _Open, length: int) -> None:
+        if group.given_away:
+            return
         self._samples -= 1
         self._tokens += length
-        group = self._open[group_id]
         group.drawn += 1
         group.tokens += length
-        if group.drawn == group.samples:
-            del self._open[group_id]
+        if group.drawn == len(group.group.requests):
+            del self._open[group.group.group_id]
             self._finished.append(
                 FinishedGroup(
-                    group_id=group_id,
-                    samples=group.samples,
+                    group_id=group.group.group_id,
+                    samples=len(group.group.requests),
                     tokens=group.tokens,
                     min_version=self._version_at(group.begun),
                 )
@@ -414,25 +428,18 @@ class Simulation:
             after=self._after,
             tell=self.events.append,
         )
-        services = [asyncio.ensure_future(pool.run()) for pool in (self.rollout.pool, self.scoring.pool)]
+        services = [self.rollout.pool.run(), self.scoring.pool.run()]
         if self.beside is not None:
-            services.append(asyncio.ensure_future(self.beside(self)))
-        try:
-            await asyncio.gather(self.rollout.pool.ready(), self.scoring.pool.ready())
-            await self.loop.publish(0)
-            begun = asyncio.get_running_loop().time()
-            work = asyncio.ensure_future(self.loop.run(config.ppo.updates))
-            await asyncio.wait({work, *services}, return_when=asyncio.FIRST_COMPLETED)
-            for service in services:
-                if service.done():
-                    await service
-            await work
-            self.makespan = asyncio.get_running_loop().time() - begun
-        finally:
-            for service in services:
-                service.cancel()
-            await asyncio.gather(*services, return_exceptions=True)
+            services.append(self.beside(self))
+        await alongside(self._train(), *services)
         return self
+
+    async def _train(self) -> None:
+        await asyncio.gather(self.rollout.pool.ready(), self.scoring.pool.ready())
+        await self.loop.publish(0)
+        begun = asyncio.get_running_loop().time()
+        await together(self.loop.run(self.config.ppo.updates))
+        self.makespan = asyncio.get_running_loop().time() - begun
 
     async def _after(self, update: Update) -> bool:
         if self.after is not None:
