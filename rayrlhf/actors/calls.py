@@ -13,6 +13,8 @@ from rayrlhf.errors import DeadlineError, RayrlhfError, WorkerError, in_one_line
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
+LONG_SECONDS = 40.0
+"""A wait that lasts longer is told of, and again after as long."""
 MOST_LOSSES = 5
 """Times in a row that the same values may be lost before it is no accident."""
 
@@ -30,6 +32,15 @@ class LostObjectError(WorkerError):
         """Hexadecimal id of the reference."""
 
 
+_tell_of_waits: Callable[[str], None] | None = None
+
+
+def tell_of_waits(tell: Callable[[str], None] | None) -> None:
+    """Have every wait of `resolve` that grows long told, again and again while it lasts."""
+    global _tell_of_waits
+    _tell_of_waits = tell
+
+
 async def resolve(ref: Any, *, what: str, timeout: float, unless: asyncio.Future[Any] | None = None) -> Any:
     """The value of `ref`; DeadlineError after `timeout` seconds, ActorLostError if its process died, or the cause.
 
@@ -37,14 +48,18 @@ async def resolve(ref: Any, *, what: str, timeout: float, unless: asyncio.Future
     failure of `unless`, which is raised then.
     """
     answer = asyncio.wrap_future(ref.future())
+    awaited = {answer} if unless is None else {answer, unless}
+    clock = asyncio.get_running_loop().time
+    begun = clock()
     try:
-        await asyncio.wait(
-            {answer} if unless is None else {answer, unless}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
-        if answer.done():
-            return await answer
-        if unless is not None and unless.done():
-            await unless
+        while (left := begun + timeout - clock()) > 0:
+            await asyncio.wait(awaited, timeout=min(left, LONG_SECONDS), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return await answer
+            if unless is not None and unless.done():
+                await unless
+            if _tell_of_waits is not None and clock() - begun < timeout:
+                _tell_of_waits(f"Waiting {clock() - begun:.0f} s for {what}.")
     except RayError as error:
         raise translate(error, what=what) from error
     finally:

@@ -1,5 +1,6 @@
 """Joining or starting Ray, and knowing before any work whether a run fits on it."""
 
+import contextlib
 import logging
 import math
 import os
@@ -8,6 +9,7 @@ import socket
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -275,6 +277,20 @@ def connect(config: RunConfig) -> None:
             f"Ray does not start on this machine with cluster.object_store_gib={config.cluster.object_store_gib:g}: "
             f"{_told(error)}."
         ) from error
+
+
+def keep_paragraphs(path: Path) -> None:
+    """Have what Ray itself tells of dead processes and nodes go to a file: each is told in one line of ours."""
+    original = ray._private.worker.print_to_stdstream
+
+    def tell(data: dict[str, Any], **options: Any) -> None:
+        if data.get("pid") not in ("raylet", "autoscaler"):
+            original(data, **options)
+            return
+        with contextlib.suppress(OSError), path.open("a") as file:
+            file.writelines(f"{line}\n" for line in data.get("lines", []))
+
+    ray._private.worker.print_to_stdstream = tell
 
 
 def visit(address: str) -> None:

@@ -1,6 +1,7 @@
 """Learner processes: the same calls on every rank, the answer of rank 0."""
 
 import asyncio
+import os
 from collections.abc import Callable, Collection
 from hashlib import blake2b
 from pathlib import Path
@@ -11,6 +12,7 @@ import ray
 from rayrlhf.actors.calls import ActorLostError, alongside, resolve, together
 from rayrlhf.actors.placement import actor_options, end, spawn
 from rayrlhf.actors.rollout import PublishedWeights
+from rayrlhf.actors.stacks import answer_for_stacks
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError
@@ -34,12 +36,17 @@ class LearnerActor:
     def __init__(self, config: RunConfig, rank: int) -> None:
         self._config = config
         self._ranks = Ranks(rank=rank, world=config.learner.processes)
+        answer_for_stacks(config, "learner", rank)
         self._learner: Any = None
         self._received: list[Any] = []
 
     def __repr__(self) -> str:
         """What Ray puts before each line that the process logs."""
         return f"learner-{self._ranks.rank}"
+
+    def where(self) -> tuple[str, int]:
+        """Its node and process."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def pulse(self) -> int | None:
         """How far the call in progress is, where the learner counts that: an answer says that the process lives."""
@@ -103,6 +110,8 @@ class LearnerGroup:
         """`generation` counts the groups before this one, in the actors' names."""
         self._config = config
         self._device = device
+        self.places: list[tuple[str, int]] = []
+        """Node and process of each rank, once they are there."""
         options = actor_options(config.learner, device=device) | {"concurrency_groups": {"pulse": 1}}
         suffix = f".{generation}" if generation else ""
         self._actors = [
@@ -114,6 +123,7 @@ class LearnerGroup:
         """Make the learner on every rank; returns when all are ready."""
         timeout = self._config.learner.start_timeout
         address = await resolve(self._actors[0].address.remote(), what="learner rank 0 to start", timeout=timeout)
+        self.places = await self._all("where", timeout=timeout)
         await self._all("setup", build, address, self._device, timeout=timeout)
 
     async def call(self, method: str, *args: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,6 +11,7 @@ import ray
 from rayrlhf.actors import placement
 from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve
 from rayrlhf.actors.replica import Replica, RestartBudget, State
+from rayrlhf.actors.stacks import ask_for_stacks
 from rayrlhf.config import RoleConfig
 from rayrlhf.errors import DeadlineError, WorkerError
 from rayrlhf.telemetry.events import Event
@@ -50,6 +52,7 @@ class ReplicaPool:
         on_loss: Callable[[Replica], str] = lambda _: "",
         end: Callable[[Any], None] = placement.end,
         max_pending: int | None = None,
+        stacks: Callable[[int], Path] | None = None,
     ) -> None:
         self.role = role
         self.size = size
@@ -68,6 +71,7 @@ class ReplicaPool:
         self._on_loss = on_loss
         self._end = end
         self._max_pending = max_pending
+        self._stacks = stacks
         self._budget = RestartBudget(most=config.max_restarts, window=config.restart_window)
         self._spawned = 0
         self._vacant: list[int] = []
@@ -225,8 +229,12 @@ class ReplicaPool:
         replica.to(State.LOST, loop.time())
         self.restarts += 1
         given_back = self._on_loss(replica)
+        if isinstance(loss, StalledError) and self._stacks is not None:
+            path = self._stacks(replica.number)
+            given_back += await asyncio.to_thread(ask_for_stacks, path, node=replica.node, pid=replica.pid)
         borne = self._budget.bear(loop.time(), node=replica.node, born=replica.born)
         if not borne:
+            self._announce("death", replica, f"{loss}{given_back}")
             raise WorkerError(
                 f"{loss} The {self.role} pool has lost more than {self._config.max_restarts} workers within "
                 f"{self._config.restart_window:.0f} s ({self.role}.max_restarts, {self.role}.restart_window)."
@@ -252,7 +260,9 @@ class ReplicaPool:
                 condition.notify_all()
 
     def _announce(self, kind: Any, replica: Replica, text: str) -> None:
-        self._tell(Event(kind=kind, text=text, role=self.role, number=replica.number))
+        self._tell(
+            Event(kind=kind, text=text, role=self.role, number=replica.number, node=replica.node, pid=replica.pid)
+        )
 
     # -- routing ----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
 from rayrlhf.actors.routing import AS_LOADED, RolloutQueue
+from rayrlhf.actors.stacks import answer_for_stacks, stacks_file
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError, WeightSyncError
 from rayrlhf.rollout.engine import RolloutEngine
@@ -35,6 +36,7 @@ class RolloutWorker:
 
     def __init__(self, config: RunConfig, model_dir: str, device: str, eos_token_ids: list[int], number: int) -> None:
         self._number = number
+        answer_for_stacks(config, "rollout", number)
         make = partial(
             RolloutEngine,
             model_dir,
@@ -159,6 +161,7 @@ class RolloutPool:
             serve=self._serve,
             on_drain=lambda replica: self._queue.retire(replica.number),
             on_loss=self._lose,
+            stacks=lambda number: stacks_file(config, "rollout", number),
             tell=tell,
         )
 

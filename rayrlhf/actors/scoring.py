@@ -17,6 +17,7 @@ from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
 from rayrlhf.actors.rollout import Drawn
+from rayrlhf.actors.stacks import answer_for_stacks, stacks_file
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError
 from rayrlhf.reward.build import build_scorer
@@ -47,6 +48,7 @@ class ScoringWorker:
         self, config: RunConfig, reward_model_dir: str | None, reference_dir: str, device: str, number: int
     ) -> None:
         self._number = number
+        answer_for_stacks(config, "scoring", number)
         self._make = partial(
             build_scorer, config, reward_model_dir=reward_model_dir, reference_dir=reference_dir, device=device
         )
@@ -115,6 +117,7 @@ class ScoringPool:
             end=end,
             serve=self._serve,
             max_pending=config.scoring.max_pending,
+            stacks=lambda number: stacks_file(config, "scoring", number),
             tell=tell,
         )
 

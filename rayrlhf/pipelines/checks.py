@@ -166,12 +166,14 @@ def _check_data(config: RunConfig, origins: _Origins) -> dict[Stage, int]:
 
 
 def _check_references(config: RunConfig, prompts: Split[PromptRow]) -> None:
-    metric = next((term for term in config.ppo.rewards if isinstance(term, MetricReward)), None)
-    without = next((row for row in (*prompts.train, *prompts.heldout) if row.reference is None), None)
-    if metric is not None and without is not None:
+    metrics = [term for term in config.ppo.rewards if isinstance(term, MetricReward)]
+    without = [row for row in (*prompts.train, *prompts.heldout) if row.reference is None]
+    lacking = next(((term, row) for term in metrics for row in without if row.scored_by(term.called)), None)
+    if lacking is not None:
+        metric, row = lacking
         key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
         raise DataError(
-            f"The reward {metric.name} compares with a reference and {without.origin or 'a prompt'} has none: give {key}."
+            f"The reward {metric.name} compares with a reference and {row.origin or 'a prompt'} has none: give {key}."
         )
 
 

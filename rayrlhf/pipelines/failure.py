@@ -44,10 +44,11 @@ def record_failure(
     stage: str | None,
     step: int | None,
     arguments: Sequence[str] | None,
+    worker: dict[str, Any] | None = None,
 ) -> BaseException:
     """Leave the failure where it can be found after the terminal is gone; answers with it and the remedy in words.
 
-    --resume is the remedy only where there is something to resume.
+    `worker` is the last process that was lost, if any was. --resume is the remedy only where there is something to resume.
     """
     newest, resumable = saved_so_far(folder, config)
     command = resuming_command(arguments) if resumable else None
@@ -61,6 +62,7 @@ def record_failure(
         "message": message,
         "stage": stage,
         "step": step,
+        "worker": worker,
         "checkpoint": newest.get(stage) if stage is not None else None,
         "checkpoints": newest,
         "resume": command,

@@ -122,6 +122,8 @@ class ControlLoop:
         self.version: PolicyVersion = 0
         self.learner_does = "nothing yet"
         """For those who watch."""
+        self.learner_waits: bool | None = None
+        """Whether the learner lacks a batch; None while there is something else to do than to train."""
         self._trained = asyncio.Condition()
         """Notified when an update has made room."""
         self._leases: dict[GroupId, _Lease] = {}
@@ -257,9 +259,11 @@ class ControlLoop:
         for step in range(self.version, last):
             begun = self._now()
             self.learner_does = f"waits for the batch of update {step + 1}"
+            self.learner_waits = True
             batch, recorded = await self._batch(step)
             taken = self._now()
             self.learner_does = f"makes update {step + 1}"
+            self.learner_waits = False
             metrics = recorded | await self._learner.update(step)
             learning = self._now() - taken
             for group in batch:
@@ -269,6 +273,7 @@ class ControlLoop:
             async with self._trained:
                 self._trained.notify_all()
             self.learner_does = f"waits for what follows update {step + 1}"
+            self.learner_waits = None
             tokens = sum(group.tokens for group in batch)
             update = Update(step=step, metrics=metrics, tokens=tokens, begun=begun, learning=learning)
             if not await self._after(update):

@@ -192,6 +192,7 @@ class PPOStage:
             self._loop,
             self._rollout,
             self._scoring,
+            self._trainer,
             now=time.monotonic(),
             restarts=self._restarts(),
             staleness=self._staleness,

@@ -52,8 +52,8 @@ KEEPS_THE_UPDATE = ("name", "output_dir", "stages", "rollout", "scoring", "parit
 """Sections that no update depends on: with any other changed, the updates since a checkpoint are not repeated but made
 anew, from the checkpoint on."""
 
-_SERVER_KEYS = ("urls", "batch", "concurrency", "timeout", "retries")
-"""Of a reward term: where its server is and how it is asked, not what it answers."""
+_SERVER_KEYS = ("urls", "batch", "concurrency", "timeout", "timeout_s", "retries")
+"""Of a reward term: where its server is and how it, or its function, is asked, not what it answers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ from typing import Any
 
 import ray
 
-from rayrlhf.actors.cluster import connect, demand, existing_address
+from rayrlhf.actors.calls import tell_of_waits
+from rayrlhf.actors.cluster import connect, demand, existing_address, keep_paragraphs
 from rayrlhf.actors.memory import ClusterMemory
 from rayrlhf.actors.recorder import Recorder
+from rayrlhf.actors.stacks import last_log_lines
 from rayrlhf.config import RunConfig, Stage
 from rayrlhf.errors import ConfigError
 from rayrlhf.experience.spool import ExperienceSpool
@@ -30,7 +32,7 @@ from rayrlhf.pipelines.supervised import run_sft
 from rayrlhf.report.write import write_report
 from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
-from rayrlhf.telemetry.events import EventLog
+from rayrlhf.telemetry.events import Event, EventLog
 from rayrlhf.telemetry.memory import MemorySampler
 from rayrlhf.telemetry.summary import write_summary
 from rayrlhf.telemetry.wording import wording
@@ -100,13 +102,23 @@ def _run_and_record(
             if not ray.is_initialized():
                 console.note("Starting Ray on this machine.")
                 connect(config)
+            keep_paragraphs(folder.root / "ray.log")
             if existing_address(config) is not None:
                 memory.watch(ClusterMemory())
             obey_termination()
+            tell_of_waits(lambda text: run.events.tell(Event(kind="wait", text=text)))
             run.go()
         except BaseException as failure:  # recorded whatever it is, an interrupt too, and raised again
             progress = run.position()
-            told = record_failure(folder, config, failure, stage=progress[0], step=progress[1], arguments=arguments)
+            told = record_failure(
+                folder,
+                config,
+                failure,
+                stage=progress[0],
+                step=progress[1],
+                arguments=arguments,
+                worker=_lost_worker(run.events),
+            )
             with contextlib.suppress(Exception):  # the first failure is the one to tell
                 write_summary(folder.root, run.summary())
                 write_report(folder.root)
@@ -114,6 +126,7 @@ def _run_and_record(
                 raise
             raise told from failure
         finally:
+            tell_of_waits(None)
             memory.watch(int)  # nobody asks a cluster that is left
             ray.shutdown()
     summary = run.summary()
@@ -131,6 +144,15 @@ def obey_termination() -> None:
         signal.SIGTERM,
         (lambda *_: signal.raise_signal(signal.SIGINT)) if relayed else signal.default_int_handler,
     )
+
+
+def _lost_worker(events: EventLog) -> dict[str, Any] | None:
+    """The last process that was lost: who it was, where, and what it said last."""
+    death = next((event for event in reversed(events.newest) if event.kind == "death"), None)
+    if death is None:
+        return None
+    facts = {key: getattr(death, key) for key in ("role", "number", "node", "pid", "time", "text")}
+    return facts | {"log": last_log_lines(death.pid)}
 
 
 class _Run:
@@ -160,6 +182,7 @@ class _Run:
         self._stages = {stage: facts for stage, facts in earlier.items() if resume or stage not in plan.stages}
         self._stage: Stage | None = None
         self._recorder: Recorder | None = None
+        self.events = EventLog(folder.root, listeners=[console.event])
 
     def go(self) -> None:
         """Run the stages; their facts are written after each."""
@@ -171,11 +194,10 @@ class _Run:
             last_steps=self._plan.last_steps,
             tell=self._console.warn,
         )
-        events = EventLog(folder.root, listeners=[self._console.event])
         try:
             if self._recorder.told:
                 self._console.note(self._recorder.told)
-            with RunControl(folder.root, self._config.name, events) as control:
+            with RunControl(folder.root, self._config.name, self.events) as control:
                 context = RunContext(
                     config=self._config,
                     folder=folder,
@@ -183,7 +205,7 @@ class _Run:
                     console=self._console,
                     memory=self._memory,
                     account=self._account,
-                    events=events,
+                    events=self.events,
                     control=control,
                     device=self._device,
                     resume=self._resume,

@@ -8,12 +8,14 @@ from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.routing import AS_LOADED
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.pipelines.loop import ControlLoop
+from rayrlhf.pipelines.trainer import Trainer
 
 
 def ppo_status(
     loop: ControlLoop,
     rollout: RolloutPool,
     scoring: ScoringPool,
+    trainer: Trainer,
     *,
     now: float,
     restarts: Mapping[str, int],
@@ -31,7 +33,7 @@ def ppo_status(
     ]
     return {
         "version": loop.version,
-        "workers": workers,
+        "workers": [*workers, *trainer.workers(now)],
         "queues": {
             "wait for a worker": waiting,
             "are drawn": drawing,

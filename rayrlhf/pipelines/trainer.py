@@ -34,7 +34,8 @@ class Trainer:
         if self._config.checkpoint.spool:
             self._spool = ExperienceSpool(context.folder.spool)
         self._budget = RestartBudget(most=self._config.learner.max_restarts, window=self._config.learner.restart_window)
-        self._started_at = 0.0
+        self._started_at = self._since_state = 0.0
+        self._state = "starting"
         self._checkpoint: str | None = None
         self._since: list[SpooledUpdate] = []
         """Updates since the checkpoint."""
@@ -48,8 +49,26 @@ class Trainer:
 
     async def start(self) -> None:
         """Make the learner on every rank."""
-        self._started_at = _now()
+        self._started_at = self._since_state = _now()
+        self._state = "starting"
         await self._group.start(self._build)
+        self._state, self._since_state = "serving", _now()
+
+    def workers(self, now: float) -> list[dict[str, Any]]:
+        """Its ranks, for those who watch."""
+        return [
+            {
+                "role": "learner",
+                "number": rank,
+                "state": self._state,
+                "seconds": now - self._since_state,
+                "version": None,
+                "in_work": None,
+                "pid": pid,
+                "node": node,
+            }
+            for rank, (node, pid) in enumerate(self._group.places)
+        ]
 
     async def resume(self, checkpoint: str | None, updates: Sequence[SpooledUpdate]) -> None:
         """Go on from a checkpoint, None for the start, and the updates after it."""
@@ -153,7 +172,9 @@ class Trainer:
             try:
                 await self.start()
                 started = _now()
+                self._state = "repeating updates"
                 await self._catch_up()
+                self._state, self._since_state = "serving", _now()
                 break
             except LearnerLostError as again:
                 loss = again
@@ -189,7 +210,8 @@ class Trainer:
         return await self._group.publish(self._bucket_count)
 
     def _tell(self, kind: Any, text: str) -> None:
-        self._context.events.tell(Event(kind=kind, text=text, role="learner"))
+        node, pid = self._group.places[0] if self._group.places else (None, None)
+        self._context.events.tell(Event(kind=kind, text=text, role="learner", number=0, node=node, pid=pid))
 
 
 def _now() -> float:

@@ -1,5 +1,6 @@
 """One vLLM engine in this process: draws responses, and follows the learner's versions."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -296,6 +297,8 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # The last chance: an in-process CPU engine makes later calls do nothing.
     torch.set_num_threads(rollout.compute_threads)
+    # It tells every process of a CPU machine that there are no kernels for GPUs.
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from vllm import LLM
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
     from vllm.platforms import current_platform

@@ -24,6 +24,9 @@ class Event:
     role: str | None = None
     number: int | None = None
     """Of the worker."""
+    node: str | None = None
+    """Id of its node."""
+    pid: int | None = None
     step: int | None = None
     time: float = field(default_factory=time.time)
 
