@@ -1,6 +1,7 @@
 """Rollout workers: vLLM engines behind Ray that never stop between steps."""
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import ray
 
 from rayrlhf.actors import placement
-from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve
+from rayrlhf.actors.calls import ActorLostError, LostObjectError, resolve, together
 from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
@@ -21,9 +22,10 @@ from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError, WeightSyncError
 from rayrlhf.rollout.engine import RolloutEngine
 from rayrlhf.rollout.environment import engine_environment
+from rayrlhf.rollout.parity import difference
 from rayrlhf.rollout.stream import FinishedGroup, Progress, RolloutStream
 from rayrlhf.telemetry.events import Event
-from rayrlhf.types import Group, PolicyVersion, Trajectory, WeightManifest
+from rayrlhf.types import Group, PolicyVersion, RolloutRequest, SampleId, Trajectory, WeightManifest
 
 _TOGETHER = 16
 """Answers of workers that are scored in one call, at most."""
@@ -70,6 +72,10 @@ class RolloutWorker:
         trajectories, groups, progress = self._stream.collect(wait)
         return trajectories, (groups, progress)
 
+    def probe(self, request: RolloutRequest) -> Trajectory:
+        """Draw one sample that belongs to nobody's account."""
+        return self._stream.probe(request)
+
     def withdraw(self) -> list[Group]:
         """Give every unfinished group away."""
         return self._stream.withdraw()
@@ -91,6 +97,15 @@ def rollout_workers(
         return placement.spawn(RolloutWorker, options, *arguments, name=f"{config.name}/rollout-{number}")
 
     return spawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a new worker is held against the others with: the first of some samples that both draw alike decides."""
+
+    requests: tuple[RolloutRequest, ...]
+    tolerance: float
+    """Nats between the log-probs of a token, median over the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +144,7 @@ class RolloutPool:
         republish: Callable[[], Awaitable[PublishedWeights]],
         on_loss: Callable[[Sequence[Group]], Sequence[Group]],
         tell: Callable[[Event], None],
+        probe: Probe | None = None,
         end: Callable[[Any], None] = placement.end,
     ) -> None:
         """`republish` makes the current version's buckets anew, where they are lost before a worker has them.
@@ -139,6 +155,7 @@ class RolloutPool:
         self._config = config.rollout
         self._republish = republish
         self._on_loss = on_loss
+        self._probe = probe
         self._published: PublishedWeights | None = None
         self._published_anew = asyncio.Condition()
         self._queue = RolloutQueue(depth=config.rollout.max_num_seqs + 1)
@@ -249,6 +266,33 @@ class RolloutPool:
         replica.version = AS_LOADED
         while self._published is not None and replica.version != self._version:
             await self._load(replica)
+        for peer in self.pool.serving:
+            if self._probe is None:
+                return
+            try:
+                await self._agree(replica, peer, self._probe)
+                return
+            except ActorLostError:
+                if not peer.loss.done() and peer in self.pool.replicas:
+                    raise  # It was not the peer that is lost.
+
+    async def _agree(self, replica: Replica, peer: Replica, probe: Probe) -> None:
+        """Hold a new worker to one that serves, on the same sample under the same weights; StalledError if it differs."""
+        for number, request in enumerate(probe.requests):
+            named = dataclasses.replace(request, sample_id=SampleId("probe", replica.number, number, 0))
+            drawn = [(r, r.handle.probe.remote(named)) for r in (replica, peer)]
+            own, theirs = await together(
+                *(resolve(ref, what=self.pool.name(r, "probe"), timeout=self._config.call_timeout) for r, ref in drawn)
+            )
+            gap = difference(own, theirs)
+            if gap is None:
+                continue  # Weights came in between, or rounding has led them to other tokens.
+            if gap > probe.tolerance:
+                raise StalledError(
+                    f"{self.pool.name(replica, 'probe')} differs from rollout worker {peer.number} by {gap:.2g} nats a token "
+                    f"under the same weights, {probe.tolerance:.2g} being allowed."
+                )
+            return
 
     async def _serve(self, replica: Replica) -> None:
         assert replica.version is not None

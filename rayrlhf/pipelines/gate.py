@@ -6,7 +6,7 @@ take over cannot show before.
 """
 
 from rayrlhf.actors.calls import repeated_when_lost
-from rayrlhf.actors.rollout import RolloutPool
+from rayrlhf.actors.rollout import Probe, RolloutPool
 from rayrlhf.errors import WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.pipelines.context import RunContext
@@ -14,6 +14,15 @@ from rayrlhf.pipelines.prompts import fixed_groups
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.rollout.parity import Origin, check_parity, parity_thresholds
 from rayrlhf.types import PolicyVersion, Prompt
+
+
+def probe_of(context: RunContext, prompts: list[Prompt]) -> Probe:
+    """What a worker that joins is held against the others with: three held-out prompts, and the gate's bound."""
+    config = context.config
+    dtype = resolve_dtype_name(config.rollout.dtype, context.device)
+    thresholds = parity_thresholds(config.parity, engine_dtype=dtype, learner_dtype=dtype)
+    groups = fixed_groups(config.seed, "probe", prompts[:3], size=1)
+    return Probe(requests=tuple(group.requests[0] for group in groups), tolerance=thresholds.p99)
 
 
 class ParityGate:

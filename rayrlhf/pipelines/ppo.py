@@ -16,7 +16,7 @@ from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.evaluation import Evaluator
-from rayrlhf.pipelines.gate import ParityGate
+from rayrlhf.pipelines.gate import ParityGate, probe_of
 from rayrlhf.pipelines.guarding import GuardControl
 from rayrlhf.pipelines.loop import ControlLoop, Update
 from rayrlhf.pipelines.ppo_summary import ppo_summary
@@ -53,6 +53,7 @@ class PPOStage:
             ),
             republish=self._trainer.publish,
             on_loss=lambda groups: self._loop.lost(groups),
+            probe=probe_of(context, prompts.heldout),
             tell=context.events.tell,
         )
         self._scoring = ScoringPool(

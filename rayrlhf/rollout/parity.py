@@ -4,9 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from rayrlhf.algorithms.mismatch import Mismatch
 from rayrlhf.config import ParityConfig
 from rayrlhf.errors import ParityError
+from rayrlhf.types import Trajectory
 
 Origin = Literal["loaded", "published", "updated"]
 """Where the engine has its weights from: the policy's directory, the learner's first publication, or a later one."""
@@ -132,3 +135,18 @@ def _one_digit_up(value: float) -> str:
     """The value rounded up to one significant digit, as one writes it into a configuration."""
     step = 10.0 ** math.floor(math.log10(value))
     return f"{math.ceil(value / step) * step:.1g}"
+
+
+def difference(one: Trajectory, other: Trajectory) -> float | None:
+    """Median |log-prob - log-prob| of the same tokens that two engines drew under one version, in nats.
+
+    Over the tokens up to the first that differs; None where that is the first of all, or the versions differ.
+    """
+    if {span.version for span in (*one.version_spans, *other.version_spans)} != {one.min_version}:
+        return None
+    length = min(len(one.response_ids), len(other.response_ids))
+    same = one.response_ids[:length] == other.response_ids[:length]
+    common = length if same.all() else int(np.argmin(same))
+    if common == 0:
+        return None
+    return float(np.median(np.abs(one.rollout_logprobs[:common] - other.rollout_logprobs[:common])))

@@ -11,7 +11,7 @@ import numpy as np
 
 from rayrlhf.config import OnUpdate
 from rayrlhf.errors import WorkerError
-from rayrlhf.types import Group, GroupId, PolicyVersion, RolloutRequest, Trajectory, WeightManifest
+from rayrlhf.types import Group, GroupId, PolicyVersion, RolloutRequest, SampleId, Trajectory, WeightManifest
 
 
 class Engine(Protocol):
@@ -78,7 +78,8 @@ class RolloutStream:
         self._commands: deque[tuple[Callable[[Engine], Any], Future[Any]]] = deque()
         self._waiting: deque[RolloutRequest] = deque()
         self._open: dict[GroupId, _OpenGroup] = {}
-        self._group_of: dict[Any, GroupId] = {}
+        self._group_of: dict[SampleId, GroupId] = {}
+        self._probes: dict[SampleId, Future[Trajectory]] = {}
         self._finished: list[tuple[FinishedGroup, list[Trajectory]]] = []
         self._failure: BaseException | None = None
         self._stopping = False
@@ -126,6 +127,12 @@ class RolloutStream:
         if self._on_update == "drain":
             self._drain()
         return self._do(lambda engine: self._apply(engine, manifest, buckets))
+
+    def probe(self, request: RolloutRequest) -> Trajectory:
+        """Draw one sample beside what is in work, ahead of what waits; it belongs to nobody's account."""
+        drawn: Future[Trajectory] = Future()
+        self._do(lambda engine: self._begin_probe(engine, request, drawn))
+        return drawn.result()
 
     def withdraw(self) -> list[Group]:
         """Give every unfinished group away, with what is drawn of it."""
@@ -218,13 +225,21 @@ class RolloutStream:
             self._taken += taken
             self._told_of_room = False
 
+    def _begin_probe(self, engine: Engine, request: RolloutRequest, drawn: "Future[Trajectory]") -> None:
+        engine.add(request)
+        self._probes[request.sample_id] = drawn
+        self._running = engine.running
+
     def _keep(self, drawn: list[Trajectory], engine: Engine) -> None:
         with self._changed:
             self._steps += 1
             self._tokens += engine.running + len(drawn)
             self._running = engine.running
-            self._samples -= len(drawn)
             for trajectory in drawn:
+                if trajectory.sample_id in self._probes:
+                    self._probes.pop(trajectory.sample_id).set_result(trajectory)
+                    continue
+                self._samples -= 1
                 group = self._open[self._group_of.pop(trajectory.sample_id)]
                 group.drawn.append(trajectory)
                 if len(group.drawn) == len(group.group.sample_ids):
@@ -243,6 +258,8 @@ class RolloutStream:
 
     def _give_away(self, engine: Engine) -> list[Group]:
         left = {request.sample_id: request for request in (*engine.withdraw(), *self._waiting)}
+        for sample_id in self._probes.keys() & left.keys():
+            self._probes.pop(sample_id).set_exception(WorkerError("The worker gives its work away."))
         given = [
             Group(
                 group_id=group.group.group_id,
@@ -261,9 +278,10 @@ class RolloutStream:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._failure = error
-            for _, future in self._commands:
+            for future in [*(future for _, future in self._commands), *self._probes.values()]:
                 future.set_exception(error)
             self._commands.clear()
+            self._probes.clear()
             self._changed.notify_all()
 
 

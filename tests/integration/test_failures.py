@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shlex
 import shutil
 import subprocess
 import time
@@ -40,36 +39,6 @@ def start_and_kill(arguments: list[str], run: Path, actor: str, log: Path) -> "s
     psutil.Process(pid).kill()
     process.wait(timeout=240)
     return process
-
-
-def test_a_killed_rollout_worker_costs_time_and_nothing_else(ppo_only: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "hurt"
-    arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=6", f"output_dir={tmp_path}", "name=hurt"]
-    done = start_and_kill(arguments, run, "RolloutWorker", tmp_path / "log")
-    assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-    ppo = json.loads((run / "summary.json").read_text())["stages"]["ppo"]
-    assert ppo["restarts"]["rollout"] == 1
-    assert (ppo["samples_trained"], ppo["samples_lost"], ppo["samples_duplicated"]) == (6 * 16, 0, 0)
-    samples = rows(run / "samples.jsonl", stage="ppo")
-    assert len({row["sample_id"] for row in samples}) == len(samples) == 6 * 16
-    assert all(row["policy_version"] == row["step"] - 1 for row in samples)
-
-
-def test_a_killed_learner_ends_the_job_and_is_named(ppo_only: list[str], tmp_path: Path) -> None:
-    arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=50", f"output_dir={tmp_path}", "name=lost"]
-    arguments.append("checkpoint.every=1")
-    done = start_and_kill(arguments, tmp_path / "lost", "LearnerActor", tmp_path / "log")
-    assert done.returncode == 1
-    last = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    assert "learner rank 0" in last
-    assert "--resume" in last
-    failure = json.loads((tmp_path / "lost" / "failure.json").read_text())
-    assert "learner rank 0" in failure["message"]
-    assert (failure["stage"], failure["step"] >= 1) == ("ppo", True)
-    assert failure["checkpoint"].startswith("checkpoints/step_")
-    assert failure["resume"] == f"rayrlhf {shlex.join(arguments)} --resume"
-    assert json.loads((tmp_path / "lost" / "summary.json").read_text())["stages"] == {}
-    assert "broke off" in (tmp_path / "lost" / "report.html").read_text()
 
 
 def test_asynchronous_training_keeps_its_bound(ppo_only: list[str], tmp_path: Path) -> None:

@@ -142,8 +142,9 @@ def without_reset(pair: lab.Pair) -> list[Trajectory]:
     requests = lab.requests(samples=1)
     with lab.engine(pair.old, prefix_caching=True) as engine:
         engine.generate(requests)
-        engine._llm.reset_prefix_cache = lambda: True  # claims what it did not do
+        engine._llm.reset_prefix_cache = lambda **_: True  # claims what it did not do
         engine.apply_weights(*lab.publish(pair.new, version=1))
+        engine._version = 0  # whose name keeps the cached prefixes of versions apart
         return engine.generate(requests)
 
 

@@ -98,7 +98,7 @@ def test_workers_that_die_all_the_time_lose_and_double_nothing(staleness: int) -
 
 
 def test_more_losses_than_the_budget_bears_end_the_run_with_a_sentence() -> None:
-    with pytest.raises(WorkerError, match="The (rollout|scoring) pool has lost more than 3 workers within 600 s"):
+    with pytest.raises(WorkerError, match=r"The (rollout|scoring) pool has lost more than 3 workers within 600 s"):
         simulated(config(staleness=1, updates=200), beside=lambda s: killing(s, 2.0))
 
 

@@ -8,7 +8,16 @@ import pytest
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import ParityConfig
 from rayrlhf.errors import ParityError
-from rayrlhf.rollout.parity import BFLOAT16, FLOAT32, Origin, ParityThresholds, check_parity, parity_thresholds
+from rayrlhf.rollout.parity import (
+    BFLOAT16,
+    FLOAT32,
+    Origin,
+    ParityThresholds,
+    check_parity,
+    difference,
+    parity_thresholds,
+)
+from rayrlhf.types import SampleId, Trajectory, VersionSpan
 
 
 def mismatch(**figures: float) -> Mismatch:
@@ -128,3 +137,30 @@ def test_the_error_carries_its_figures_through_pickling() -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert "500 tokens" in str(caught.value)
     assert "87.0%" in str(caught.value)
+
+
+def drawn(ids: list[int], logprobs: list[float], *versions: int) -> Trajectory:
+    length = len(ids) // len(versions)
+    spans = tuple(VersionSpan(version=v, start=i * length, end=(i + 1) * length) for i, v in enumerate(versions))
+    return Trajectory(
+        sample_id=SampleId("probe", 0, 0, 0),
+        prompt_ids=np.zeros(2, dtype=np.int32),
+        response_ids=np.array(ids, dtype=np.int32),
+        rollout_logprobs=np.array(logprobs, dtype=np.float32),
+        finish="length",
+        version_spans=spans,
+    )
+
+
+def test_two_engines_are_compared_up_to_the_first_token_that_differs() -> None:
+    one = drawn([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], 3)
+    assert difference(one, drawn([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], 3)) == 0.0
+    assert difference(one, drawn([5, 6, 9, 8], [-1.25, -2.5, -9.0, -9.0], 3)) == pytest.approx(0.375)
+    assert difference(one, drawn([5, 6], [-1.5, -2.5], 3)) == pytest.approx(0.5)
+
+
+def test_other_versions_or_another_first_token_tell_nothing() -> None:
+    one = drawn([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], 3)
+    assert difference(one, drawn([4, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], 3)) is None
+    assert difference(one, drawn([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], 4)) is None
+    assert difference(one, drawn([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], 3, 4)) is None
