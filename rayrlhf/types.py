@@ -130,7 +130,7 @@ class ScoredTrajectory:
     score: float
     """The reward's terms as one: a reward model's raw value where it is the only one."""
     terms: dict[str, float] = field(default_factory=dict)
-    """Each term's own value."""
+    """The own value of each term that scores its prompt."""
     spread: float | None = None
     """Standard deviation over the members of an ensemble; None for a single reward model."""
     ref_logprobs: Float32[np.ndarray, "response"]

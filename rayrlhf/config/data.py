@@ -54,6 +54,9 @@ class SourceConfig(Node):
     """Preferences: bring the pairs of one prompt together into one ranking of its responses, where they imply one."""
     reference_key: str = "reference"
     """A known good response, for rewards that compare with one."""
+    rewards_key: str = "rewards"
+    """prompts: the names of the terms of ppo.rewards that a row's responses are scored by, a list or a single one; all of
+    them where a row has none."""
     subset_key: str = "subset"
     text_key: str = "text"
     label_key: str = "label"

@@ -125,7 +125,7 @@ def reward_term(key: str, term: Any) -> str:
     )
     if not isinstance(term, Mapping):
         return f"{key}={term!r} must be a mapping with a kind: {kinds}"
-    by_field = {"target": "function", "path": "model", "name": "metric", "urls": "http", "ensemble": "model"}
+    by_field = {"target": "function", "path": "model", "urls": "http", "ensemble": "model", "name": "metric"}
     guess = next((f"; with {field} it is kind: {kind}" for field, kind in by_field.items() if field in term), "")
     return f"{key} needs a kind: {kinds}{guess}"
 

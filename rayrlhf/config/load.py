@@ -116,7 +116,7 @@ def _walk(location: Iterable[str | int]) -> tuple[list[str], list[str]]:
     for part in location:
         tagged = [model for model in models if part in _tags(model)]
         field = next((model.model_fields[part] for model in models if part in model.model_fields), None)
-        if tagged and field is None:
+        if tagged and len(models) > 1:  # A tag may also be a key: `model` is one of kind: http.
             models = tagged
             continue
         path.append(str(part))

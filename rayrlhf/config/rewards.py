@@ -1,13 +1,17 @@
 """What a response is rewarded for: one term, or a weighted sum of standardised ones."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from rayrlhf.config.base import Node
 
 
 class _Term(Node):
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = None
+    """What samples and the `rewards` of a data row call it, no two alike; default: its target, its server, `model` and the
+    last part of its path."""
     weight: float = 1.0
     """Of the standardised term in the sum."""
 
@@ -32,6 +36,11 @@ class ModelReward(_Term):
     """Share of the part that a response's length explains of its score, within a prompt, that is taken out of the score;
     evaluation.json says what each share does to the accuracy."""
 
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or f"model {Path(self.path or 'reward_model').name}"
+
 
 class MetricReward(_ScaledTerm):
     """A comparison with the prompt's reference response."""
@@ -39,7 +48,7 @@ class MetricReward(_ScaledTerm):
     kind: Literal["metric"]
     name: Literal["bleu", "chrf", "rouge1", "rouge2", "rougeL", "embedding"]
     """chrf and bleu (sacrebleu, sentence level, here from 0 to 1), rouge F (rouge-score), or the cosine of mean
-    embeddings."""
+    embeddings; its name in samples and data rows too."""
     encoder: str | None = None
     """embedding: directory or hub name of any encoder."""
 
@@ -49,13 +58,31 @@ class MetricReward(_ScaledTerm):
             raise ValueError("encoder belongs to name=embedding and is required there")
         return self
 
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name
+
 
 class FunctionReward(_ScaledTerm):
-    """A Python function of (prompt, response, reference) that returns a number, or None for a score it cannot give."""
+    """A Python function, also `async def`, of (prompt, response, reference) that returns a number, or None for a score it
+    cannot give."""
 
     kind: Literal["function"]
     target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`package.module:function`, importable by the scoring workers."""
+    per: Literal["response", "group"] = "response"
+    """group: it is called once for all responses to a prompt, as (prompt, responses, reference), and returns a list of as
+    many numbers or None. In evaluations a prompt has one response."""
+    timeout_s: float | None = Field(default=None, gt=0.0)
+    """Seconds one call may take; default: scoring.function_timeout_s."""
+    concurrency: int = Field(default=64, ge=1)
+    """Calls of an `async def` function that are awaited together."""
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or self.target
 
 
 class HttpReward(_ScaledTerm):
@@ -75,6 +102,11 @@ class HttpReward(_ScaledTerm):
     """Seconds a server may be silent over all tries of one request together."""
     retries: int = Field(default=4, ge=0)
     """Of a refused or broken connection and of status 429, 500, 502, 503 and 504, with growing pauses."""
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or f"{self.api} at {self.urls[0]}"
 
 
 RewardTerm = Annotated[ModelReward | MetricReward | FunctionReward | HttpReward, Field(discriminator="kind")]

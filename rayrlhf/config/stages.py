@@ -122,7 +122,7 @@ class PPOConfig(Node):
     kl: KLConfig = Field(default_factory=KLConfig)
 
     rewards: list[RewardTerm] = Field(default=[ModelReward()], min_length=1)
-    """What a response is scored by."""
+    """What a response is scored by: all of them, or those that the `rewards` of its prompt's row name."""
     max_missing: float = Field(default=0.1, ge=0.0, lt=1.0)
     """A response without a score is dropped and counted; a larger share of a step stops the run."""
     reward_clip: float | None = Field(default=None, gt=0.0)
@@ -186,6 +186,16 @@ class PPOConfig(Node):
         if self.critic_warmup_updates >= self.updates:
             raise ValueError(
                 f"ppo.critic_warmup_updates={self.critic_warmup_updates} must be below ppo.updates={self.updates}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_told_apart(self) -> "PPOConfig":
+        names = [term.called for term in self.rewards]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"ppo.rewards has {names.count(twice)} terms called {twice!r}: give each a name of its own"
             )
         return self
 

@@ -1,5 +1,7 @@
 """From raw rows to text records: the forms that demonstrations and prompts come in."""
 
+from collections.abc import Sequence
+
 from rayrlhf.config import SourceConfig
 from rayrlhf.data import fields
 from rayrlhf.data.fields import UnusableRowError
@@ -20,14 +22,15 @@ def demonstration(row: RawRow, source: SourceConfig) -> Demonstration:
     return Demonstration(prompt=prompt_text, response=response, origin=row.origin)
 
 
-def prompt_row(row: RawRow, source: SourceConfig) -> PromptRow:
-    """A prompt; or the opening of a labelled text."""
+def prompt_row(row: RawRow, source: SourceConfig, *, terms: Sequence[str]) -> PromptRow:
+    """A prompt; or the opening of a labelled text. `terms` are the names of the rewards, of which it may name some."""
+    rewards = fields.names(row.fields, source.rewards_key, terms)
     if source.format == "labelled":
-        return PromptRow(prompt=split_opening(row, source)[0], origin=row.origin)
+        return PromptRow(prompt=split_opening(row, source)[0], rewards=rewards, origin=row.origin)
     prompt, reference = fields.prompt(row.fields, source.prompt_key), row.fields.get(source.reference_key)
     if reference is not None:
         reference = fields.as_response(reference, source.reference_key)
-    return PromptRow(prompt=prompt, reference=reference, origin=row.origin)
+    return PromptRow(prompt=prompt, reference=reference, rewards=rewards, origin=row.origin)
 
 
 def split_opening(row: RawRow, source: SourceConfig) -> tuple[str, str]:

@@ -70,10 +70,11 @@ def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> li
 
 
 def load_prompts(config: RunConfig) -> Split[PromptRow]:
-    """Prompts for PPO and for evaluation; a prompt that occurs twice is one prompt."""
+    """Prompts for PPO and for evaluation; a prompt that occurs twice, and is scored by the same rewards, is one prompt."""
     if config.data.task is not None:
         return _task(config).prompts()
-    split = _load(config, _source(config, "prompts"), adapters.prompt_row)
+    terms = [term.called for term in config.ppo.rewards]
+    split = _load(config, _source(config, "prompts"), lambda row, source: adapters.prompt_row(row, source, terms=terms))
     return Split(train=_distinct(split.train), heldout=_distinct(split.heldout))
 
 
@@ -291,7 +292,7 @@ def _mismatched(rows: Sequence[Demonstration]) -> list[Preference]:
 
 
 def _distinct(rows: Iterable[PromptRow]) -> list[PromptRow]:
-    first = {json.dumps(row.prompt, sort_keys=True): row for row in rows}
+    first = {json.dumps([row.prompt, row.rewards], sort_keys=True): row for row in rows}
     return list(first.values())
 
 

@@ -1,6 +1,7 @@
 """Reading one field of a raw row: what it must hold, and the sentence when it does not."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rayrlhf.data.schema import Message, PromptText
@@ -58,6 +59,23 @@ def prompt(fields: dict[str, Any], key: str) -> PromptText:
 def response(fields: dict[str, Any], key: str) -> str:
     """A response, as text or as one assistant message."""
     return as_response(fields.get(key), key) if key in fields else text(fields, key)
+
+
+def names(fields: dict[str, Any], key: str, known: Sequence[str]) -> tuple[str, ...] | None:
+    """Those of the `known` names that a list, or a single name, holds; None where the field is absent or null."""
+    value = fields.get(key)
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise UnusableRowError(f"the field {key} is {value!r}, not a name or a list of names")
+    asked = [name.strip() for name in given]
+    if not any(asked):
+        raise UnusableRowError(f"the field {key} names nothing")
+    unknown = next((name for name in asked if name not in known), None)
+    if unknown is not None:
+        raise UnusableRowError(f"the field {key} names {unknown!r}, which is none of {', '.join(known)}")
+    return tuple(name for name in known if name in asked)
 
 
 def as_response(value: Any, key: str) -> str:

@@ -96,7 +96,13 @@ class PromptRow:
     prompt: PromptText
     reference: str | None = None
     """A good response to compare others with."""
+    rewards: tuple[str, ...] | None = None
+    """The reward terms that score its responses; None: all of them."""
     origin: str = ""
+
+    def scored_by(self, term: str) -> bool:
+        """Whether the reward term of that name scores its responses."""
+        return self.rewards is None or term in self.rewards
 
 
 @dataclass(frozen=True, kw_only=True)

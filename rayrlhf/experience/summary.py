@@ -21,7 +21,7 @@ def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> li
             "response": item.response_text,
             "reference": item.reference,
             "score": item.score,
-            "terms": item.terms if len(item.terms) > 1 else None,
+            "terms": item.terms or None,
             "spread": item.spread,
             "gold": item.gold,
             "kl": response_kl(item),

@@ -62,16 +62,24 @@ def _weighted(
             standardize=len(config.ppo.rewards) > 1,
             length_correction=term.length_correction,
         )
-        return WeightedTerm(term=built, weight=term.weight)
-    scale = {"weight": term.weight, "mean": term.mean, "std": term.std}
+        return WeightedTerm(name=term.called, term=built, weight=term.weight)
+    return WeightedTerm(
+        name=term.called, term=_scaled(term, config, device), weight=term.weight, mean=term.mean, std=term.std
+    )
+
+
+def _scaled(term: MetricReward | FunctionReward | HttpReward, config: RunConfig, device: str) -> Term:
     if isinstance(term, MetricReward):
-        metric = MetricTerm(term.name, encoder=term.encoder, device=device)
-        return WeightedTerm(term=metric, **scale)
-    if isinstance(term, FunctionReward):
-        limits = {"timeout": config.scoring.function_timeout_s, "start_timeout": config.scoring.start_timeout}
-        return WeightedTerm(term=FunctionTerm(term.target, **limits), **scale)
-    assert isinstance(term, HttpReward)
-    return WeightedTerm(term=HttpTerm(term), **scale)
+        return MetricTerm(term.name, encoder=term.encoder, device=device)
+    if isinstance(term, HttpReward):
+        return HttpTerm(term)
+    return FunctionTerm(
+        term.target,
+        per=term.per,
+        timeout=config.scoring.function_timeout_s if term.timeout_s is None else term.timeout_s,
+        start_timeout=config.scoring.start_timeout,
+        concurrency=term.concurrency,
+    )
 
 
 def _judge(config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: str) -> Term | None:

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from rayrlhf.data.tokenizer import prompt_as_text
 from rayrlhf.errors import ConfigError
 from rayrlhf.reward import function_child as child
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 
-_AT_ONCE = 64
-"""Calls of an asynchronous function that run together."""
 _GRACE = 1.0
 """Seconds for a process to notice its own deadline, to say where it hangs, or to end."""
 _IN_A_ROW = 3
@@ -30,52 +28,77 @@ _SHOWN = 60
 
 
 class FunctionTerm:
-    """A function of (prompt, response, reference), or an asynchronous one.
+    """A function of (prompt, response, reference), or of a group's (prompt, responses, reference); asynchronous or not.
 
     What it raises, what is no finite number, a call longer than `timeout` seconds and one that ends its process are missing
     scores, each with a reason that names the function and the sample.
     """
 
-    def __init__(self, target: str, *, timeout: float = 60.0, start_timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        per: Literal["response", "group"] = "response",
+        timeout: float = 60.0,
+        start_timeout: float = 300.0,
+        concurrency: int = 64,
+    ) -> None:
+        """`concurrency` calls of an asynchronous function run together."""
         self.name = target
+        self._per_group = per == "group"
         self._timeout = timeout
         self._start_timeout = start_timeout
+        self._concurrency = concurrency
         self._process: _FunctionProcess | None = None
         self._start()
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TermScore]:
-        """One call a request, in order; those of an asynchronous function together."""
-        scores: dict[int, TermScore] = {}
-        at_once, in_vain = _AT_ONCE, 0
-        while left := [i for i in range(len(requests)) if i not in scores]:
-            before = len(scores)
-            failure = self._ask(requests, left, scores, at_once)
+        """One call a request, or a group, in order; those of an asynchronous function together."""
+        calls = self._calls(requests)
+        answers: dict[int, list[TermScore]] = {}
+        at_once, in_vain = self._concurrency, 0
+        while left := [number for number in range(len(calls)) if number not in answers]:
+            before = len(answers)
+            failure = self._ask(calls, left, answers, at_once)
             if failure is None:
                 break
-            in_vain = in_vain + 1 if len(scores) == before else 1
+            in_vain = in_vain + 1 if len(answers) == before else 1
             if len(failure.running) == 1:
                 number = failure.running[0]
-                scores[number] = self._missing(requests[number], failure.told)
+                answers[number] = self._missing(calls[number], failure.told)
             at_once = 1  # Of several calls that ran together it shows one by one which it was.
             if in_vain == _IN_A_ROW:
                 told = f"{failure.told}, {in_vain} times in a row"
-                scores |= {i: self._missing(requests[i], told) for i in left if i not in scores}
-        return [scores[i] for i in range(len(requests))]
+                answers |= {number: self._missing(calls[number], told) for number in left if number not in answers}
+        scores = {
+            place: score
+            for number, call in enumerate(calls)
+            for place, score in zip(call.places, answers[number], strict=True)
+        }
+        return [scores[place] for place in range(len(requests))]
 
-    def _missing(self, request: ScoreRequest, told: str) -> TermScore:
+    def _calls(self, requests: Sequence[ScoreRequest]) -> list["_Call"]:
+        groups: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(request.group if self._per_group else place, []).append(place)
+        return [_Call(places, [requests[place] for place in places]) for places in groups.values()]
+
+    def _missing(self, call: "_Call", told: str) -> list[TermScore]:
+        return [self._missing_one(request, told) for request in call.requests]
+
+    def _missing_one(self, request: ScoreRequest, told: str) -> TermScore:
         prompt = prompt_as_text(request.prompt)
         prompt = prompt if len(prompt) <= _SHOWN else prompt[:_SHOWN] + "..."
         return missing(f"{self.name} {told}, for sample {request.name} (prompt {prompt!r})")
 
     def _ask(
-        self, requests: Sequence[ScoreRequest], left: Sequence[int], scores: dict[int, TermScore], at_once: int
+        self, calls: Sequence["_Call"], left: Sequence[int], answers: dict[int, list[TermScore]], at_once: int
     ) -> "_Failure | None":
-        """Fill in the scores of those left as they come; what ended the process before the last, if anything did."""
+        """Fill in the answers to those left as they come; what ended the process before the last, if anything did."""
         process = self._process or self._start()
         running: list[int] = []
-        asked = [(prompt_as_text(r.prompt), r.response, r.reference) for r in (requests[i] for i in left)]
         try:
-            process.send(asked, at_once)
+            process.send([self._arguments(calls[number]) for number in left], at_once)
             while True:
                 kind, *message = process.receive(self._timeout + _GRACE)
                 if kind == child.DONE:
@@ -85,10 +108,11 @@ class FunctionTerm:
                     running.append(number)
                     continue
                 running.remove(number)
-                if kind == child.SCORED:
-                    scores[number] = TermScore(value=message[1])
+                if kind == child.ANSWERED:
+                    given = zip(calls[number].requests, message[1], strict=True)
+                    answers[number] = [self._score(request, answer) for request, answer in given]
                 elif kind == child.MISSING:
-                    scores[number] = self._missing(requests[number], message[1])
+                    answers[number] = self._missing(calls[number], message[1])
         except TimeoutError:
             told = f"gave no answer within {self._timeout:g} s{process.interrupt()}"
         except (EOFError, OSError):
@@ -96,9 +120,24 @@ class FunctionTerm:
         self._process = None
         return _Failure(told, running)
 
+    def _score(self, request: ScoreRequest, answer: child.Answer) -> TermScore:
+        return self._missing_one(request, answer) if isinstance(answer, str) else TermScore(value=answer)
+
+    def _arguments(self, call: "_Call") -> child.Asked:
+        responses, first = [request.response for request in call.requests], call.requests[0]
+        return prompt_as_text(first.prompt), responses if self._per_group else responses[0], first.reference
+
     def _start(self) -> "_FunctionProcess":
         self._process = _FunctionProcess(self.name, self._timeout, self._start_timeout)
         return self._process
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the function, for what is in these places of a batch."""
+
+    places: list[int]
+    requests: list[ScoreRequest]
 
 
 @dataclass(frozen=True)

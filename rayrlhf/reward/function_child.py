@@ -15,17 +15,19 @@ from typing import Any
 
 from rayrlhf.reward.real_number import finite_number, show
 
-Asked = tuple[str, str, str | None]
-"""Prompt, response and reference of one call."""
-RewardFunction = Callable[[str, str, str | None], Any]
+Asked = tuple[str, str | list[str], str | None]
+"""Prompt, response (or a group's responses) and reference of one call."""
+Answer = float | str
+"""A score, or why there is none."""
+RewardFunction = Callable[..., Any]
 
 # What the process says: each is a tuple that begins with its kind.
-READY, REFUSED, BEGUN, WAITING, SCORED, MISSING, DONE = (
+READY, REFUSED, BEGUN, WAITING, ANSWERED, MISSING, DONE = (
     "ready",
     "refused",
     "begun",
     "waiting",
-    "scored",
+    "answered",
     "missing",
     "done",
 )
@@ -60,22 +62,25 @@ class _Process:
     def answer(self, asked: Sequence[Asked], at_once: int) -> None:
         """One answer a call, as soon as there is one; calls that are awaited run together, up to `at_once` of them."""
         waiting = []
-        for number, texts in enumerate(asked):
+        for number, (prompt, responses, reference) in enumerate(asked):
             self._say(BEGUN, number)
+            own = responses if isinstance(responses, str) else list(responses)  # A function may take its list apart.
             try:
-                value = self._function(*texts)
+                value = self._function(prompt, own, reference)
                 if inspect.isawaitable(value):
                     waiting.append((number, value))
                     self._say(WAITING, number)
                     continue
-                self._score(number, value)
+                self._say(ANSWERED, number, _answers(value, responses))
             except BaseException as error:  # noqa: BLE001 - somebody else's code: this sample has no score
                 self._fail(number, error)
         if waiting:
-            self._loop.run_until_complete(self._await_all(waiting, at_once))
+            self._loop.run_until_complete(self._await_all(asked, waiting, at_once))
         self._say(DONE)
 
-    async def _await_all(self, waiting: Sequence[tuple[int, Awaitable[Any]]], at_once: int) -> None:
+    async def _await_all(
+        self, asked: Sequence[Asked], waiting: Sequence[tuple[int, Awaitable[Any]]], at_once: int
+    ) -> None:
         free = asyncio.Semaphore(at_once)
 
         async def one(number: int, value: Awaitable[Any]) -> None:
@@ -84,7 +89,7 @@ class _Process:
                 try:
                     async with asyncio.timeout(self._timeout) as limit:
                         found = await value
-                    self._score(number, found)
+                    self._say(ANSWERED, number, _answers(found, asked[number][1]))
                 except BaseException as error:  # noqa: BLE001 - as above
                     if limit.expired():
                         self._say(MISSING, number, f"gave no answer within {self._timeout:g} s")
@@ -92,15 +97,6 @@ class _Process:
                         self._fail(number, error)
 
         await asyncio.gather(*(one(number, value) for number, value in waiting))
-
-    def _score(self, number: int, value: Any) -> None:
-        if value is None:
-            self._say(MISSING, number, "gave no score")
-            return
-        try:
-            self._say(SCORED, number, finite_number(value))
-        except ValueError as error:
-            self._say(MISSING, number, f"gave {error}")
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, SystemExit):
@@ -111,6 +107,27 @@ class _Process:
 
     def _say(self, *message: Any) -> None:
         self._connection.send(message)
+
+
+def _answers(value: Any, responses: str | list[str]) -> list[Answer]:
+    """What a call gave for its response, or for each of a group's."""
+    if isinstance(responses, str):
+        return [_answer(value)]
+    given = value.tolist() if hasattr(value, "tolist") else value  # NumPy's, a tensor's
+    if not isinstance(given, list | tuple):
+        return [f"gave {show(value)}, not a list of {len(responses)} scores"] * len(responses)
+    if len(given) != len(responses):
+        return [f"gave {len(given)} scores for {len(responses)} responses"] * len(responses)
+    return [_answer(one) for one in given]
+
+
+def _answer(value: Any) -> Answer:
+    if value is None:
+        return "gave no score"
+    try:
+        return finite_number(value)
+    except ValueError as error:
+        return f"gave {error}"
 
 
 def _end_with(parent: int) -> None:

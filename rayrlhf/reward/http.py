@@ -26,7 +26,6 @@ class HttpTerm:
     """
 
     def __init__(self, settings: HttpReward) -> None:
-        self.name = f"{settings.api} at {settings.urls[0]}"
         self._settings = settings
         retry = Retry(
             total=settings.retries,

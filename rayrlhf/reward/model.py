@@ -112,7 +112,6 @@ class ModelTerm:
         standardize: bool,
         length_correction: float = 0.0,
     ) -> None:
-        self.name = f"model {Path(model.directory).name}"
         self._model = model
         self._combination = combination
         self._penalty = penalty

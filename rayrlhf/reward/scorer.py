@@ -23,13 +23,17 @@ Gold = Callable[[str, str], float]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedTerm:
-    """A term and its part in the sum: weight x (value - mean) / std."""
+    """A term, what it is called, and its part in the sum: weight x (value - mean) / std."""
 
+    name: str
     term: Term
     weight: float
     mean: float = 0.0
     std: float = 1.0
 
+
+Scores = Sequence[tuple[WeightedTerm, TermScore]]
+"""What the terms that score a trajectory answered."""
 
 Missing = tuple[SampleId, str]
 """A trajectory without a score, and why."""
@@ -74,7 +78,8 @@ class TrajectoryScorer:
         self._by_group = by_group
 
     def score(self, trajectories: Sequence[Trajectory]) -> Scored:
-        """Every term's score and the reference's log-probs; a trajectory that any term cannot score is missing."""
+        """The score of every term that its prompt names, and the reference's log-probs; a trajectory that any of them cannot
+        score is missing."""
         answers = self.score_each(trajectories)
         return Scored(
             trajectories=[answer for answer in answers if isinstance(answer, ScoredTrajectory)],
@@ -84,23 +89,26 @@ class TrajectoryScorer:
     def score_groups(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[ScoredTrajectory | Missing]]:
         """An answer in the place of each trajectory; with `by_group`, to the last bit the same whatever groups it comes with."""
         flat = [trajectory for group in groups for trajectory in group]
-        units = [number for number, group in enumerate(groups) for _ in group]
-        answers = iter(self.score_each(flat, units=units if self._by_group else None))
+        places = [number for number, group in enumerate(groups) for _ in group]
+        answers = iter(self.score_each(flat, places=places))
         return [[next(answers) for _ in group] for group in groups]
 
     def score_each(
-        self, trajectories: Sequence[Trajectory], *, units: Sequence[int] | None = None
+        self, trajectories: Sequence[Trajectory], *, places: Sequence[int] | None = None
     ) -> list[ScoredTrajectory | Missing]:
-        """`score` with an answer in the place of each trajectory.
+        """`score` with an answer in the place of each trajectory; `places` tells which of them were asked for together.
 
-        Trajectories of one unit share no forward pass with others: rounding depends on what is computed together.
+        With `by_group` those of one place share no forward pass with others: rounding depends on what is computed together.
         """
         if not trajectories:
             return []
-        units = [0] * len(trajectories) if units is None else units
-        requests = [self._request(t, unit) for t, unit in zip(trajectories, units, strict=True)]
-        by_term = [weighted.term.score(requests) for weighted in self._terms]
-        reasons = [next((s.reason for s in own if s.value is None), None) for own in zip(*by_term, strict=True)]
+        places = [0] * len(trajectories) if places is None else places
+        units = places if self._by_group else [0] * len(trajectories)
+        rows = [self._prompt_of(trajectory.sample_id) for trajectory in trajectories]
+        groups = _group_numbers(trajectories, places)
+        requests = list(map(self._request, trajectories, rows, groups, units))
+        scores = self._scores(requests, rows)
+        reasons = [next((score.reason for _, score in own if score.value is None), None) for own in scores]
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         ref_logprobs = self._ref_logprobs([trajectories[i] for i in kept], [units[i] for i in kept])
         judged = self._judged([requests[i] for i in kept], [trajectories[i] for i in kept])
@@ -108,8 +116,18 @@ class TrajectoryScorer:
             (trajectory.sample_id, reason or "") for trajectory, reason in zip(trajectories, reasons, strict=True)
         ]
         for i, logprobs, judge in zip(kept, ref_logprobs, judged, strict=True):
-            answers[i] = self._assemble(trajectories[i], requests[i], [own[i] for own in by_term], logprobs, judge)
+            answers[i] = self._assemble(trajectories[i], requests[i], scores[i], logprobs, judge)
         return answers
+
+    def _scores(self, requests: Sequence[ScoreRequest], rows: Sequence[PromptRow | None]) -> list[Scores]:
+        """Each request's scores; a term is asked only for responses to prompts that name it."""
+        found: list[list[tuple[WeightedTerm, TermScore]]] = [[] for _ in requests]
+        for own in self._terms:
+            asked = [i for i, row in enumerate(rows) if row is None or row.scored_by(own.name)]
+            answers = own.term.score([requests[i] for i in asked]) if asked else []
+            for i, score in zip(asked, answers, strict=True):
+                found[i].append((own, score))
+        return list(found)
 
     def _judged(self, requests: Sequence[ScoreRequest], trajectories: Sequence[Trajectory]) -> Sequence[float | None]:
         """What is trained on is not judged: the judge must stay unknown to the policy, and its time is for evaluations."""
@@ -120,9 +138,8 @@ class TrajectoryScorer:
                 found[i] = score.value
         return found
 
-    def _request(self, trajectory: Trajectory, unit: int) -> ScoreRequest:
-        row, finished = self._prompt_of(trajectory.sample_id), trajectory.finish == "eos"
-        prompt_ids, response_ids = trajectory.prompt_ids, trajectory.response_ids
+    def _request(self, trajectory: Trajectory, row: PromptRow | None, group: int, unit: int) -> ScoreRequest:
+        prompt_ids, response_ids, finished = trajectory.prompt_ids, trajectory.response_ids, trajectory.finish == "eos"
         return ScoreRequest(
             name=str(trajectory.sample_id),
             prompt=ids_as_text(self._tokenizer, prompt_ids) if row is None else row.prompt,
@@ -130,6 +147,7 @@ class TrajectoryScorer:
             token_ids=np.concatenate([prompt_ids, response_ids]),
             finished=finished,
             reference=None if row is None else row.reference,
+            group=group,
             unit=unit,
         )
 
@@ -149,19 +167,18 @@ class TrajectoryScorer:
         self,
         trajectory: Trajectory,
         request: ScoreRequest,
-        scores: Sequence[TermScore],
+        scores: Scores,
         ref_logprobs: np.ndarray,
         judge: float | None,
     ) -> ScoredTrajectory:
         if not np.isfinite(ref_logprobs).all():
             raise ModelError(f"The reference policy gave sample {trajectory.sample_id} log-probs that are not finite.")
-        values = [score.value for score in scores if score.value is not None]
-        weighted = zip(self._terms, values, strict=True)
-        spreads = [score.spread for score in scores if score.spread is not None]
+        values = [(own, score.value) for own, score in scores if score.value is not None]
+        spreads = [score.spread for _, score in scores if score.spread is not None]
         return ScoredTrajectory(
             trajectory=trajectory,
-            score=sum(own.weight * (value - own.mean) / own.std for own, value in weighted),
-            terms={own.term.name: value for own, value in zip(self._terms, values, strict=True)},
+            score=sum(own.weight * (value - own.mean) / own.std for own, value in values),
+            terms={own.name: value for own, value in values},
             spread=max(spreads) if spreads else None,
             ref_logprobs=ref_logprobs,
             prompt_text=ids_as_text(self._tokenizer, trajectory.prompt_ids),
@@ -170,3 +187,14 @@ class TrajectoryScorer:
             judge=judge,
             gold=None if self._gold is None else self._gold(prompt_as_text(request.prompt), request.response),
         )
+
+
+def _group_numbers(trajectories: Sequence[Trajectory], places: Sequence[int]) -> list[int]:
+    """A number for each prompt: a place may hold samples of several prompts, as in evaluations.
+
+    A prompt that is in two places, as where an epoch ends within a step, is two groups, so that no group depends on what
+    comes to be scored together.
+    """
+    numbers: dict[tuple[int, str, int, int], int] = {}
+    keys = [(place, *t.sample_id[:3]) for place, t in zip(places, trajectories, strict=True)]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]

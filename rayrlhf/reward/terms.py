@@ -23,6 +23,8 @@ class ScoreRequest:
     finished: bool
     """The response ended by itself; it was not cut at the limit."""
     reference: str | None = None
+    group: int = 0
+    """Requests of one group are the responses to one prompt that were drawn together."""
     unit: int = 0
     """Requests of different units share no forward pass."""
 
@@ -42,10 +44,9 @@ class TermScore:
 class Term(Protocol):
     """One scorer; built once in its worker, asked for many batches."""
 
-    name: str
-
     def score(self, requests: Sequence[ScoreRequest]) -> list[TermScore]:
-        """A score for each request, in order. An error is raised only where no request can ever be scored."""
+        """A score for each request, in order; groups come whole. An error is raised only where no request can ever be
+        scored."""
 
 
 def missing(reason: str) -> TermScore:

@@ -84,4 +84,5 @@ def test_a_reward_term_without_a_kind_is_told_the_kinds() -> None:
     assert "with target it is kind: function" in told
     assert "ppo.rewards.0='rewards:length' must be a mapping with a kind" in refuse('ppo.rewards=["rewards:length"]')
     told = refuse("ppo.rewards=[{kind: function, target: nonsense}]")
+    assert "with urls it is kind: http" in refuse('ppo.rewards=[{name: judge, urls: ["http://a"]}]')
     assert "ppo.rewards.0.target='nonsense' must have the form package.module:function" in told

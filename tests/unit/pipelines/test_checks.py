@@ -124,6 +124,24 @@ def test_models_servers_and_references_are_looked_for(start: Path, model: Path) 
     assert "data.prompts.reference_key=reference" in told
 
 
+def test_only_rows_that_a_metric_scores_need_a_reference(start: Path) -> None:
+    terms = "ppo.rewards=[{kind: metric, name: chrf}, {kind: function, target: 'good:reward', name: other}]"
+    rows = [json.loads(line) for line in Path("prompts.jsonl").read_text().splitlines()]
+    parts = [{"rewards": "other"}, {"rewards": ["chrf", "other"], "reference": "red"}]
+    mixed = [row | parts[number % 2] for number, row in enumerate(rows)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    check(start, terms)
+    del mixed[1]["reference"]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    assert "The reward chrf compares with a reference and prompts.jsonl:2 has none" in refusal(start, terms)
+    for row in mixed[:20]:
+        row["rewards"] = "chfr"
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    told = refusal(start, terms)
+    assert "20 of 200 rows of prompts.jsonl cannot be used" in told
+    assert "the field rewards names 'chfr', which is none of chrf, other" in told
+
+
 def test_data_is_read(start: Path) -> None:
     assert "absent.jsonl does not exist" in refusal(start, "data.prompts.path=absent.jsonl")
     assert "are held out" not in refusal(start, "ppo.prompts_per_step=5000")

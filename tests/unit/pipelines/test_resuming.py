@@ -134,6 +134,17 @@ def test_a_moved_reward_server_is_used(tmp_path: Path) -> None:
     assert "ppo.rewards.0.api" in refusal(folder, config(tmp_path, terms("http://a:1", "openrlhf")))
 
 
+def test_how_a_function_is_called_may_change_and_what_it_is_called_with_not(tmp_path: Path) -> None:
+    def terms(*more: str) -> str:
+        return f"ppo.rewards=[{{{', '.join(['kind: function', 'target: a:f', *more])}}}]"
+
+    folder = begin(tmp_path, terms(), finished=("sft", "reward"), ppo=2)
+    changed = plan_resume(folder, config(tmp_path, terms("timeout_s: 5.0", "concurrency: 8"))).changed
+    assert changed == ["ppo.rewards.0.concurrency", "ppo.rewards.0.timeout_s"]
+    assert "ppo.rewards.0.per" in refusal(folder, config(tmp_path, terms("per: group")))
+    assert "ppo.rewards.0.name" in refusal(folder, config(tmp_path, terms("name: other")))
+
+
 def test_before_its_first_checkpoint_a_stage_takes_anything(tmp_path: Path) -> None:
     folder = begin(tmp_path, finished=("sft", "reward"))
     plan = plan_resume(folder, config(tmp_path, "ppo.prompts_per_step=16", "ppo.updates=1"))

@@ -30,8 +30,6 @@ PROMPT = "what is two plus two ?"
 class Length:
     """A term that keeps what it is asked."""
 
-    name = "length"
-
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
         self.requests: list[ScoreRequest] = []
@@ -64,7 +62,7 @@ def scorer(
     if not (root / "policy").exists():
         export_model(make_policy(INIT, tokenizer, seed=0), tokenizer, root / "policy")
     return TrajectoryScorer(
-        [WeightedTerm(term=term, weight=1.0)],
+        [WeightedTerm(name="length", term=term, weight=1.0)],
         tokenizer=tokenizer,
         reference_dir=str(root / "policy"),
         prompt_of=lambda sample_id: rows[sample_id.prompt_id],

@@ -72,7 +72,7 @@ def scorer(
         directory = reward_model_dir or str(models / "reward")
         model = RewardModel(directory, device="cpu", dtype=dtype, micro_batch_tokens=micro_batch_tokens)
         term = ModelTerm(model, combination="mean", penalty=0.0, policy_tokenizer=policy, standardize=False)
-        terms = [WeightedTerm(term=term, weight=1.0)]
+        terms = [WeightedTerm(name="model reward", term=term, weight=1.0)]
     return TrajectoryScorer(
         terms,
         tokenizer=policy,
@@ -206,8 +206,7 @@ def test_a_reward_model_of_another_vocabulary_reads_the_texts_with_its_own_token
 class Fixed:
     """A term with given answers."""
 
-    def __init__(self, name: str, answers: list[TermScore]) -> None:
-        self.name = name
+    def __init__(self, answers: list[TermScore]) -> None:
         self.answers = answers
         self.asked: list[ScoreRequest] = []
 
@@ -217,9 +216,12 @@ class Fixed:
 
 
 def test_terms_are_summed_standardised_and_a_missing_one_leaves_the_sample_out(models: Path) -> None:
-    first = Fixed("first", [TermScore(value=v) for v in (1.0, 2.0, 3.0, 4.0)])
-    second = Fixed("second", [TermScore(value=10.0, spread=0.5), missing("the server slept"), *first.answers[2:]])
-    terms = [WeightedTerm(term=first, weight=2.0), WeightedTerm(term=second, weight=-1.0, mean=4.0, std=3.0)]
+    first = Fixed([TermScore(value=v) for v in (1.0, 2.0, 3.0, 4.0)])
+    second = Fixed([TermScore(value=10.0, spread=0.5), missing("the server slept"), *first.answers[2:]])
+    terms = [
+        WeightedTerm(name="first", term=first, weight=2.0),
+        WeightedTerm(name="second", term=second, weight=-1.0, mean=4.0, std=3.0),
+    ]
     prompts = [PromptRow(prompt=[{"role": "user", "content": p}], reference=f"ref {p}") for p, _ in DIALOGUES]
     found = scorer(models, terms=terms, prompts=prompts).score(trajectories())
     assert [item.score for item in found.trajectories] == pytest.approx([0.0, 6.0 + 1 / 3, 8.0])
