@@ -165,7 +165,7 @@ class RolloutPool:
         """Those that serve, by number."""
         self._finished: asyncio.Queue[Drawn] = asyncio.Queue()
         self._asked: dict[str, asyncio.Queue[Drawn]] = {}
-        self._submitting: set[asyncio.Future[None]] = set()
+        self._running: set[asyncio.Future[None]] = set()
         # A moved response goes on with other random numbers: where runs are to be repeated exactly, it ends where it is.
         self._moves = config.ppo.max_staleness > 0
         self.pool = ReplicaPool(
@@ -304,6 +304,7 @@ class RolloutPool:
             await asyncio.wait({following, drawing}, return_when=asyncio.FIRST_COMPLETED)
             await (following if following.done() else drawing)
             self._queue.leave(replica.number)
+            await self._tell_moved()
         finally:
             following.cancel()
             drawing.cancel()
@@ -386,9 +387,12 @@ class RolloutPool:
     def _hand_out(self) -> None:
         """Give waiting groups to the workers with the least work, as long as they have room."""
         for number, groups in self._queue.hand_out().items():
-            task = asyncio.ensure_future(self._submit(self._replicas[number], groups))
-            self._submitting.add(task)
-            task.add_done_callback(self._submitting.discard)
+            self._keep(asyncio.ensure_future(self._submit(self._replicas[number], groups)))
+
+    def _keep(self, task: asyncio.Future[None]) -> None:
+        """A task that nobody awaits lives only as long as somebody knows it."""
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _submit(self, replica: Replica, groups: list[Group]) -> None:
         try:
@@ -406,6 +410,6 @@ class RolloutPool:
         again = self._on_loss([group for group in groups if group.group_id.stage == "ppo"])
         others = [group for group in groups if group.group_id.stage in self._asked]
         self._queue.add([*again, *others])
-        self._hand_out()
+        self._keep(asyncio.ensure_future(self._tell_moved()))
         samples = sum(len(group.requests) for group in [*again, *others])
         return f" {samples} samples are drawn again." if samples else ""

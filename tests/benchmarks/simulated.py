@@ -16,6 +16,7 @@ import numpy as np
 from rayrlhf.actors.calls import alongside, together
 from rayrlhf.actors.rollout import Drawn, PublishedWeights, RolloutPool
 from rayrlhf.actors.scoring import ScoringInfo, ScoringPool
+from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
 from rayrlhf.experience.buffer import ScoredGroup
 from rayrlhf.pipelines.loop import ControlLoop, Update
@@ -64,7 +65,8 @@ class Ref:
         self._future = future
 
     def future(self) -> "asyncio.Future[Any]":
-        return self._future
+        """One that may be cancelled, as Ray's may: the call goes on."""
+        return asyncio.shield(self._future)
 
     def hex(self) -> str:
         return str(id(self))
@@ -93,7 +95,7 @@ class _Method:
         answer = self._act(*args)
 
         def give(done: "asyncio.Future[Any]") -> None:
-            if not light.done():
+            if not light.done() and not done.cancelled():
                 light.set_result(done.result())
 
         if isinstance(answer, asyncio.Future):
@@ -353,7 +355,7 @@ class Lengths:
 
     def __call__(self, sample_id: SampleId) -> int:
         sigma = math.log(10.0) / 2.3263
-        unit = np.random.default_rng(abs(hash(tuple(sample_id))) % 2**32).standard_normal()
+        unit = np.random.default_rng(derive_seed(0, *sample_id)).standard_normal()
         median = self.median * self.drift ** (sample_id.step / max(1, self.steps - 1))
         return max(1, round(median * math.exp(sigma * unit)))
 

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from simulated import Lengths, Simulation, run_virtually
+from simulated import Lengths, Simulation, after, run_virtually
 
 from rayrlhf.actors.calls import ActorLostError
 from rayrlhf.actors.replica import State
@@ -172,3 +172,25 @@ def test_a_worker_that_starts_serves_only_once_it_has_caught_up() -> None:
     simulation = simulated(config(staleness=1, updates=30), beside=watch, start_seconds=5.0)
     accounted(simulation)
     assert ("serving", 5) in seen
+
+
+@pytest.mark.parametrize("event", ["shrink", "kill"])
+def test_a_synchronous_run_does_not_wait_for_a_worker_that_leaves_before_it_has_loaded_the_weights(event: str) -> None:
+    """Loading takes long: the worker goes while everybody waits for its acknowledgement."""
+
+    async def leave(simulation: Simulation) -> None:
+        await simulation.rollout.pool.ready()
+        last = simulation.rollout.pool.serving[-1]
+        load = last.handle.worker.apply_weights
+        last.handle.worker.apply_weights = lambda manifest, *_: after(5.0 if manifest else 0.0, load(manifest))
+        while simulation.rollout._version < 2:
+            await asyncio.sleep(0.01)
+        if event == "kill":
+            last.lose(ActorLostError("It was killed."))
+        else:
+            await simulation.rollout.pool.resize(3)
+        await asyncio.Event().wait()
+
+    simulation = simulated(config(staleness=0, updates=6), beside=leave)
+    accounted(simulation)
+    assert simulation.makespan < 200.0
