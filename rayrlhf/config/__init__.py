@@ -8,6 +8,7 @@ from rayrlhf.config.reward import LoraConfig, LossConfig, RewardConfig
 from rayrlhf.config.rewards import FunctionReward, HttpReward, MetricReward, ModelReward, RewardTerm
 from rayrlhf.config.root import RunConfig, Stage
 from rayrlhf.config.runtime import (
+    AutoscaleConfig,
     CheckpointConfig,
     ClusterConfig,
     LearnerConfig,
@@ -15,12 +16,14 @@ from rayrlhf.config.runtime import (
     ParityConfig,
     RoleConfig,
     RolloutConfig,
+    ScaledRoleConfig,
     ScoringConfig,
     WandbConfig,
 )
 from rayrlhf.config.stages import KLConfig, OptimConfig, PPOConfig, SFTConfig, SupervisedConfig
 
 __all__ = [
+    "AutoscaleConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "SamplingConfig",
+    "ScaledRoleConfig",
     "ScoringConfig",
     "SourceConfig",
     "Stage",

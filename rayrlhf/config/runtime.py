@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayrlhf.config.base import Node
 
@@ -47,10 +47,36 @@ class RoleConfig(Node):
         return 1.0 if self.cpus is None else self.cpus
 
 
-class RolloutConfig(RoleConfig):
-    """vLLM engines."""
+class AutoscaleConfig(Node):
+    """How far the driver may change the number of a role's workers while the run goes on."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+
+class ScaledRoleConfig(RoleConfig):
+    """A role whose number of workers may change while the run goes on."""
 
     workers: int = Field(default=1, ge=1)
+    """At the start."""
+    autoscale: AutoscaleConfig | None = None
+    """Bounds, `{min: 1, max: 8}`, within which the driver grows what the learner waits for and shrinks what idles; default:
+    the number stays as it is."""
+
+    @model_validator(mode="after")
+    def _starts_within_its_bounds(self) -> "ScaledRoleConfig":
+        bounds = self.autoscale
+        if bounds is not None and not bounds.min <= self.workers <= bounds.max:
+            raise ValueError(
+                f"workers={self.workers} with autoscale.min={bounds.min} and autoscale.max={bounds.max} must be such that "
+                f"min <= workers <= max"
+            )
+        return self
+
+
+class RolloutConfig(ScaledRoleConfig):
+    """vLLM engines."""
+
     kv_cache_gib: float = Field(default=1.0, gt=0.0)
     """Key-value cache of a CPU engine."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0.0, lt=1.0)
@@ -66,10 +92,9 @@ class RolloutConfig(RoleConfig):
     log-prob is of what was sampled from, no single version. drain: new weights wait for them, one version a response."""
 
 
-class ScoringConfig(RoleConfig):
+class ScoringConfig(ScaledRoleConfig):
     """The terms of the reward, and the reference policy."""
 
-    workers: int = Field(default=1, ge=1)
     max_pending: int = Field(default=4, ge=1)
     """Requests a worker holds, the one it scores included; it merges those that wait. More of them wait at the driver."""
     micro_batch_tokens: int = Field(default=8192, ge=2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from rayrlhf.pipelines.loop import ControlLoop, Update
 from rayrlhf.pipelines.ppo_summary import ppo_summary
 from rayrlhf.pipelines.prompts import GroupStream, PromptSet
 from rayrlhf.pipelines.saving import Saving, resume_point
+from rayrlhf.pipelines.scaling import Autoscaler, goes_on_from
 from rayrlhf.pipelines.status import ppo_status
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.telemetry.console import Progress, evaluation_line
@@ -88,10 +90,19 @@ class PPOStage:
         started = time.monotonic()
         self._context.account.watch_restarts(self._restarts)
         try:
-            tokens = await alongside(self._work(), self._rollout.pool.run(), self._scoring.pool.run())
+            tokens = await alongside(
+                self._work(), self._rollout.pool.run(), self._scoring.pool.run(), *self._autoscaler()
+            )
         finally:
             self._trainer.stop()
         return self._summary(tokens=tokens, wall_seconds=time.monotonic() - started)
+
+    def _autoscaler(self) -> list[Coroutine[Any, Any, None]]:
+        """Runs beside the pools where a role's size is the driver's to choose."""
+        config, loop, tell = self._config, self._loop, self._context.events.tell
+        if config.rollout.autoscale is None and config.scoring.autoscale is None:
+            return []
+        return [Autoscaler(config, loop=loop, rollout=self._rollout, scoring=self._scoring, tell=tell).run()]
 
     async def _work(self) -> int:
         with self._context.control.attached(self._status, self._carry_out):
@@ -207,7 +218,7 @@ class PPOStage:
         for role, size in request.arguments.items():
             told.append(f"{role} workers {pools[role].size} -> {size}")
             await pools[role].resize(size)
-        text = f"Scaling: {', '.join(told)}."
+        text = f"Scaling: {', '.join(told)}." + goes_on_from(self._config, list(request.arguments))
         self._context.events.tell(Event(kind="scale", text=text, step=self._loop.version))
         return text
 

@@ -5,6 +5,8 @@
 `cost`: CPU time a trajectory, the simulated workers' own included, at 10, 100 and 1,000 rollout workers. `makespan`: the
 lower bound of a run's time (token work over slots, learner work, or the longest response) over the time it took, by
 max_staleness, with lengths whose 99th percentile is ten times their median and a learner as busy as the workers.
+`autoscale`: makespan of the best fixed split of twelve places over rollout and scoring workers, over that of the
+autoscaler, which starts from an even split: under a steady load, and under responses that grow sixteenfold.
 `memory`: what 100,000 trajectories leave behind.
 """
 
@@ -20,7 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from simulated import Groups, Lengths, Simulation, run_virtually
 
 from rayrlhf.config import RunConfig
+from rayrlhf.pipelines.scaling import Autoscaler
 from rayrlhf.types import GroupId
+
+PLACES = 12
+"""Of the cluster that rollout and scoring workers share."""
 
 
 def config(workers: int, *, prompts: int, samples: int, updates: int, staleness: int, slots: int) -> RunConfig:
@@ -106,6 +112,59 @@ def makespan() -> None:
         assert stale <= staleness
 
 
+def autoscale() -> None:
+    """The autoscaler against every fixed split of the same places."""
+    print(f"best fixed split / autoscaler, by makespan (SIMULATION; {PLACES} places, a start takes 10 s)")
+    updates = 200
+    for load, lengths, sample_seconds in (
+        ("steady", Lengths(median=100.0), 0.6),
+        ("drifting", Lengths(median=25.0, drift=16.0, steps=updates), 0.6),
+    ):
+        fixed = {
+            rollout: split(rollout, updates=updates, lengths=lengths, sample_seconds=sample_seconds).makespan
+            for rollout in range(1, PLACES)
+        }
+        scaled = split(PLACES // 2, updates=updates, lengths=lengths, sample_seconds=sample_seconds, scaled=True)
+        best = min(fixed, key=lambda rollout: fixed[rollout])
+        print(
+            f"{load}: {fixed[best] / scaled.makespan:.3f}; autoscaler {scaled.makespan:,.0f} s, fixed by rollout workers "
+            + ", ".join(f"{rollout}: {seconds:,.0f} s" for rollout, seconds in fixed.items())
+        )
+        for event in scaled.events:
+            if event.kind == "scale":
+                print(f"    update {event.step}: {event.text}")
+
+
+def split(rollout: int, *, updates: int, lengths: Lengths, sample_seconds: float, scaled: bool = False) -> Simulation:
+    """A run that begins with so many of the places for rollout workers, and the rest for scoring workers."""
+    bounds = {"autoscale": {"min": 1, "max": PLACES - 1}} if scaled else {}
+    settings = config(rollout, prompts=32, samples=4, updates=updates, staleness=8, slots=8).model_dump()
+    settings["rollout"] |= bounds
+    settings["scoring"] |= {"workers": PLACES - rollout} | bounds
+    simulation = Simulation(
+        config=RunConfig.model_validate(settings),
+        lengths=lengths,
+        learner_seconds=1.5,
+        token_seconds=0.06,
+        sample_seconds=sample_seconds,
+        places=PLACES,
+        beside=autoscaled if scaled else None,
+    )
+    return run_virtually(simulation.run())
+
+
+async def autoscaled(simulation: Simulation) -> None:
+    """The autoscaler, beside a simulated run."""
+    scaler = Autoscaler(
+        simulation.config,
+        loop=simulation.loop,
+        rollout=simulation.rollout,
+        scoring=simulation.scoring,
+        tell=simulation.events.append,
+    )
+    await scaler.run()
+
+
 def memory() -> None:
     """Bytes held after one tenth of the run and at its end."""
     held: list[int] = []
@@ -129,7 +188,7 @@ def memory() -> None:
     print(f"memory over {simulation.loop.ledger.trained:,} trajectories (SIMULATION), KiB:", [h // 1024 for h in held])
 
 
-PARTS: dict[str, Callable[[], None]] = {"cost": cost, "makespan": makespan, "memory": memory}
+PARTS: dict[str, Callable[[], None]] = {"cost": cost, "makespan": makespan, "autoscale": autoscale, "memory": memory}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

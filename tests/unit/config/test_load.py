@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rayrlhf.config import RunConfig, load_config, parse_config
+from rayrlhf.config import AutoscaleConfig, RunConfig, load_config, parse_config
 from rayrlhf.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -138,6 +138,18 @@ def test_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
     (tmp_path / "torn.yaml").write_text("a: [1, 2\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "torn.yaml")
+
+
+def test_a_role_starts_within_the_bounds_of_its_autoscaling() -> None:
+    config = load_config(QUICKSTART, ["rollout.autoscale.min=1", "rollout.autoscale.max=4"])
+    assert (config.rollout.autoscale, config.scoring.autoscale) == (AutoscaleConfig(min=1, max=4), None)
+    for bounds in ("{min: 3, max: 4}", "{min: 1, max: 1}", "{min: 4, max: 1}"):
+        with pytest.raises(
+            ConfigError, match=r"scoring: workers=2 with autoscale.* must be such that min <= workers <= max"
+        ):
+            load_config(QUICKSTART, ["scoring.workers=2", f"scoring.autoscale={bounds}"])
+    with pytest.raises(ConfigError, match=r"scoring.autoscale.min=0 must be greater than or equal to 1"):
+        load_config(QUICKSTART, ["scoring.autoscale={min: 0, max: 2}"])
 
 
 def test_importance_correction_follows_staleness() -> None:
