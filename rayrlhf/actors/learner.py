@@ -106,23 +106,25 @@ class LearnerActor:
 class LearnerGroup:
     """All ranks of the learner as one."""
 
-    def __init__(self, config: RunConfig, *, device: str, generation: int = 0) -> None:
-        """`generation` counts the groups before this one, in the actors' names."""
+    def __init__(self, config: RunConfig, *, device: str, name: str = "learner") -> None:
+        """`name` is this group's alone among those of the run; its actors have it with their rank."""
         self._config = config
         self._device = device
         self.places: list[tuple[str, int]] = []
         """Node and process of each rank, once they are there."""
         options = actor_options(config.learner, device=device) | {"concurrency_groups": {"pulse": 1}}
-        suffix = f".{generation}" if generation else ""
         self._actors = [
-            spawn(LearnerActor, options, config, rank, name=f"{config.name}/learner-{rank}{suffix}")
+            spawn(LearnerActor, options, config, rank, name=f"{config.name}/{name}-{rank}")
             for rank in range(config.learner.processes)
         ]
 
     async def start(self, build: Build) -> None:
         """Make the learner on every rank; returns when all are ready."""
         timeout = self._config.learner.start_timeout
-        address = await resolve(self._actors[0].address.remote(), what="learner rank 0 to start", timeout=timeout)
+        try:
+            address = await resolve(self._actors[0].address.remote(), what="learner rank 0 to start", timeout=timeout)
+        except ActorLostError as loss:
+            raise LearnerLostError(str(loss)) from loss
         self.places = await self._all("where", timeout=timeout)
         await self._all("setup", build, address, self._device, timeout=timeout)
 

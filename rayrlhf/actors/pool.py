@@ -16,7 +16,7 @@ from rayrlhf.config import RoleConfig
 from rayrlhf.errors import DeadlineError, WorkerError
 from rayrlhf.telemetry.events import Event
 
-_PAUSE_SECONDS = 10.0
+PAUSE_SECONDS = 10.0
 """The first wait for Ray to notice a dead node; each further one is twice as long."""
 _TELL_SECONDS = 30.0
 """Between two sentences about one wait."""
@@ -76,7 +76,7 @@ class ReplicaPool:
         self._spawned = 0
         self._vacant: list[int] = []
         """Numbers of lost replicas whose places are to be taken."""
-        self._pause = _PAUSE_SECONDS
+        self._pause = PAUSE_SECONDS
 
     @property
     def serving(self) -> list[Replica]:
@@ -196,7 +196,7 @@ class ReplicaPool:
         await self._go_to(replica, State.CATCHING_UP)
         await self._bring_up(replica)
         await self._go_to(replica, State.SERVING)
-        self._pause = _PAUSE_SECONDS
+        self._pause = PAUSE_SECONDS
         if replica.replaces is not None:
             self._announce(
                 "replacement",
@@ -247,7 +247,7 @@ class ReplicaPool:
         if not started:
             # Until Ray has marked a dead node it sends replacements there, one after another.
             pause, self._pause = self._pause, self._pause * 2.0
-            if await _nodes_changed(pause):
+            if await nodes_changed(pause):
                 self._budget.forgive()
 
     async def _go_to(self, replica: Replica, state: State) -> None:
@@ -286,7 +286,7 @@ class ReplicaPool:
             return min(free(), key=lambda r: (r.pending, r.number))
 
 
-async def _nodes_changed(seconds: float) -> bool:
+async def nodes_changed(seconds: float) -> bool:
     """Wait, at most `seconds`, for Ray to mark a node dead.
 
     Where there is one node, it is not the node that died.

@@ -53,7 +53,7 @@ async def train(
 ) -> Trained:
     """Train one model under the name `track` and write it to `output`: the last weights, or the best held out."""
     context.console.note(f"Starting the learner of {track}.")
-    learner = LearnerGroup(context.config, device=context.device)
+    learner = LearnerGroup(context.config, device=context.device, name=track)
     try:
         await learner.start(build)
         return await _Training(context, track, settings, learner, keep_best=keep_best).run(output)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rayrlhf.actors.learner import Build, LearnerGroup, LearnerLostError
+from rayrlhf.actors.pool import PAUSE_SECONDS, nodes_changed
 from rayrlhf.actors.replica import RestartBudget
 from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.algorithms.mismatch import Mismatch
@@ -158,7 +159,7 @@ class Trainer:
     async def _replace(self, loss: LearnerLostError) -> None:
         if self._spool is None:
             raise WorkerError(f"{loss} With checkpoint.spool=false the run ends with its learner.") from loss
-        begun = _now()
+        begun, pause = _now(), PAUSE_SECONDS
         while True:
             self.restarts += 1
             if not self._budget.bear(_now(), node=None, born=self._started_at):
@@ -168,7 +169,7 @@ class Trainer:
                 ) from loss
             self._tell("death", f"{loss} A new learner starts.")
             self._group.stop()
-            self._group = LearnerGroup(self._config, device=self._context.device, generation=self.restarts)
+            self._group = LearnerGroup(self._config, device=self._context.device, name=f"learner.{self.restarts}")
             try:
                 await self.start()
                 started = _now()
@@ -178,6 +179,10 @@ class Trainer:
                 break
             except LearnerLostError as again:
                 loss = again
+                # Until Ray has marked a dead node it sends the new learner there too.
+                if await nodes_changed(pause):
+                    self._budget.forgive()
+                pause *= 2.0
         since = "the start" if self._checkpoint is None else self._checkpoint.rpartition("/")[2]
         self._tell(
             "replacement",
