@@ -8,7 +8,8 @@ from typing import Any
 
 from rayrlhf.actors.calls import alongside, together
 from rayrlhf.actors.control import Request
-from rayrlhf.actors.rollout import RolloutPool, rollout_workers
+from rayrlhf.actors.rollout import RolloutPool
+from rayrlhf.actors.rollout_worker import rollout_workers
 from rayrlhf.actors.scoring import ScoringPool, scoring_workers
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import ModelError, StoppedError, WeightSyncError
