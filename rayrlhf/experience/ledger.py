@@ -36,6 +36,10 @@ class Ledger:
             if place not in self._ahead and group not in self._leased:
                 yield group
 
+    def holds(self, group: GroupId) -> bool:
+        """Whether the group is in flight."""
+        return group in self._leased
+
     def issue(self, group: GroupId, sample_ids: Iterable[SampleId]) -> None:
         """Lease a group's samples; LedgerError when it is in flight or trained already."""
         if group in self._leased or self._is_trained(group):

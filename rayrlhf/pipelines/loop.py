@@ -156,8 +156,11 @@ class ControlLoop:
         }
 
     def lost(self, groups: Sequence[Group]) -> list[Group]:
-        """What is to be drawn in place of groups that a lost worker had in work: the same from their prompts on."""
-        return [self._again(group.group_id) for group in groups]
+        """What is to be drawn in place of groups that a lost worker had in work: the same from their prompts on.
+
+        Nothing for those that were given up meanwhile.
+        """
+        return [self._again(group.group_id) for group in groups if self.ledger.holds(group.group_id)]
 
     # -- admit ------------------------------------------------------------------------------------------------------
 

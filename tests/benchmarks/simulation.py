@@ -69,12 +69,11 @@ def cost() -> None:
     print("driver CPU a trajectory (SIMULATION; one process, simulated workers included)")
     times: dict[int, list[float]] = {10: [], 100: [], 1000: []}
     for workers in (10, 100, 1000, 1000, 100, 10):
-        trajectories = 40_000
-        prompts = max(64, workers)
+        # As much work a worker in each: 8 groups of 4 between two versions of the weights.
+        prompts = 8 * workers
+        updates = max(4, 40_000 // (4 * prompts))
         simulation = Simulation(
-            config=config(
-                workers, prompts=prompts, samples=4, updates=trajectories // (4 * prompts), staleness=4, slots=8
-            ),
+            config=config(workers, prompts=prompts, samples=4, updates=updates, staleness=4, slots=8),
             lengths=lambda sample_id: 20 + (sample_id.prompt_id * 13 + sample_id.k * 7) % 50,
             learner_seconds=0.05,
             start_seconds=1.0,
