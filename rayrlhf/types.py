@@ -129,6 +129,8 @@ class ScoredTrajectory:
     trajectory: Trajectory
     score: float
     """The reward's terms as one: a reward model's raw value where it is the only one."""
+    reward_version: int = 0
+    """How many times the reward models were replaced before it was scored."""
     terms: dict[str, float] = field(default_factory=dict)
     """The own value of each term that scores its prompt."""
     spread: float | None = None

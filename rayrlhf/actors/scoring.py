@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors import placement
-from rayrlhf.actors.calls import resolve
+from rayrlhf.actors.calls import ActorLostError, resolve
 from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
@@ -20,7 +20,7 @@ from rayrlhf.actors.rollout import Drawn
 from rayrlhf.actors.stacks import answer_for_stacks, stacks_file
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError
-from rayrlhf.reward.build import build_scorer
+from rayrlhf.reward.build import build_scorer, build_terms
 from rayrlhf.reward.merging import MergingBatcher
 from rayrlhf.telemetry.events import Event
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory
@@ -41,6 +41,16 @@ class ScoringInfo:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """The reward models in force, where they are not the configuration's any more."""
+
+    version: int = 0
+    """How many times they were replaced."""
+    replaced: dict[str, str] = field(default_factory=dict)
+    """Directories in place of model terms' own, by their names."""
+
+
 class ScoringWorker:
     """One scorer in one process."""
 
@@ -49,9 +59,13 @@ class ScoringWorker:
     ) -> None:
         self._number = number
         answer_for_stacks(config, "scoring", number)
-        self._make = partial(
-            build_scorer, config, reward_model_dir=reward_model_dir, reference_dir=reference_dir, device=device
-        )
+        models: dict[str, Any] = {
+            "reward_model_dir": reward_model_dir,
+            "reference_dir": reference_dir,
+            "device": device,
+        }
+        self._make = partial(build_scorer, config, **models)
+        self._make_terms = partial(build_terms, config, **models)
 
     def __repr__(self) -> str:
         """What Ray puts before each line that the process logs."""
@@ -69,6 +83,10 @@ class ScoringWorker:
         """Load the models: a call can tell why it failed, where a constructor would only leave a dead process."""
         self._scorer = self._make()
         self._batcher = MergingBatcher(self._scorer.score_groups, max_items=_MERGED)
+
+    def swap(self, rewards: Rewards) -> None:
+        """Load other reward models, and score by them from now on."""
+        self._scorer.use(self._make_terms(replaced=rewards.replaced), rewards.version)
 
     def score(self, sizes: Sequence[int], *chunks: list[Trajectory]) -> tuple[list[ScoredTrajectory], ScoringInfo]:
         """Score groups of these sizes, but what cannot be scored, in order; together with what others ask meanwhile."""
@@ -109,12 +127,14 @@ class ScoringPool:
         end: Callable[[Any], None] = placement.end,
     ) -> None:
         self._config = config.scoring
+        self.rewards = Rewards()
         self.pool = ReplicaPool(
             "scoring",
             config.scoring,
             size=config.scoring.workers,
             spawn=spawn,
             end=end,
+            bring_up=self._bring_up,
             serve=self._serve,
             max_pending=config.scoring.max_pending,
             stacks=lambda number: stacks_file(config, "scoring", number),
@@ -130,6 +150,24 @@ class ScoringPool:
         sizes = [group.samples for part in drawn for group in part.groups]
         ref, info = await self.pool.call("score", sizes, *(part.ref for part in drawn))
         return ref, info
+
+    async def swap(self, rewards: Rewards) -> None:
+        """Score by other reward models; one worker after the other loads them. Call it while nothing is to be scored."""
+        self.rewards = rewards
+        for replica in self.pool.serving:
+            try:
+                await self._load(replica)
+            except ActorLostError as loss:
+                replica.lose(loss)  # Its replacement will have loaded them.
+
+    async def _bring_up(self, replica: Replica) -> None:
+        if self.rewards.version:
+            await self._load(replica)
+
+    async def _load(self, replica: Replica) -> None:
+        what = f"scoring worker {replica.number} to load {', '.join(self.rewards.replaced.values())}"
+        ref = replica.handle.swap.remote(self.rewards)
+        await resolve(ref, what=what, timeout=self._config.call_timeout, unless=replica.loss)
 
     async def _serve(self, replica: Replica) -> None:
         """Feel its pulse until it has drained."""

@@ -63,6 +63,18 @@ def scale(
             typer.echo(visitor.ask("scale", **wanted))
 
 
+def swap_reward(
+    run: Run,
+    directory: Annotated[Path, typer.Argument(help="A reward model, where every node finds it.", show_default=False)],
+    term: Annotated[str | None, typer.Option(help="Which of several reward models it replaces, by its name.")] = None,
+    address: Address = None,
+    output_dir: OutputDir = "runs",
+) -> None:
+    """Replace a reward model while the run goes on."""
+    with clear_errors(), _visit(run, address, output_dir) as visitor:
+        typer.echo(visitor.ask("swap", directory=str(directory.absolute()), term=term))
+
+
 def stop(run: Run, address: Address = None, output_dir: OutputDir = "runs") -> None:
     """End a run after the step in progress, with a checkpoint that --resume goes on from."""
     with clear_errors(), _visit(run, address, output_dir) as visitor:

@@ -45,6 +45,7 @@ app.command()(judge.score)
 app.command()(judge.verify)
 app.command()(live.status)
 app.command()(live.scale)
+app.command("swap-reward")(live.swap_reward)
 app.command()(live.stop)
 
 

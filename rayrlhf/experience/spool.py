@@ -15,14 +15,19 @@ from rayrlhf.types import ScoredTrajectory
 _MAGIC = b"rayrlhf batch 1\n"
 
 
+Calls = tuple[tuple[str, tuple[Any, ...]], ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpooledUpdate:
     """One update that is done: its batch is in `path`, and what else was asked of the learner after it."""
 
     step: int
     path: Path
-    calls: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    """Methods that changed the learner, with their arguments, in order."""
+    before: Calls = ()
+    """Methods that changed the learner between the checkpoint and this update, with their arguments, in order."""
+    calls: Calls = ()
+    """The same after the update."""
     digest: str = ""
     """Of the weights published after it."""
     driver_state: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +50,12 @@ class ExperienceSpool:
 
     def complete(self, update: SpooledUpdate) -> None:
         """Say that an update is done, evaluated and logged: a resumed run may go on from it."""
-        facts = {"calls": update.calls, "digest": update.digest, "driver_state": update.driver_state}
+        facts = {
+            "before": update.before,
+            "calls": update.calls,
+            "digest": update.digest,
+            "driver_state": update.driver_state,
+        }
         _write(self._directory / f"update_{update.step:06d}.json", json.dumps(facts).encode())
 
     def updates(self, first: int) -> list[SpooledUpdate]:
@@ -59,8 +69,9 @@ class ExperienceSpool:
                     return found
             except (OSError, ValueError):
                 return found
-            calls = tuple((method, tuple(arguments)) for method, arguments in facts.pop("calls"))
-            found.append(SpooledUpdate(step=step, path=self.batch_path(step), calls=calls, **facts))
+            for key in ("before", "calls"):
+                facts[key] = tuple((method, tuple(arguments)) for method, arguments in facts[key])
+            found.append(SpooledUpdate(step=step, path=self.batch_path(step), **facts))
 
     def forget(self, before: int) -> None:
         """Remove the updates before `before`: a checkpoint holds what came of them."""

@@ -27,6 +27,7 @@ def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> li
             "kl": response_kl(item),
             "finish": item.trajectory.finish,
             "policy_version": item.trajectory.min_version,
+            "reward_version": item.reward_version,
         }
         for item in scored
     ]

@@ -350,6 +350,10 @@ class PPOLearner:
         self.version = state["version"]
         self.tokens = state["tokens"]
 
+    def forget_scores(self) -> None:
+        """Let the moments that scores are normalised by start anew: other reward models give other scores."""
+        self._moments = RunningMoments()
+
     def scale_kl(self, factor: float) -> None:
         """Multiply the KL coefficient, from the next update on."""
         self._kl.scale(factor)

@@ -95,6 +95,14 @@ class _Lease:
     at: float
 
 
+@dataclass(frozen=True)
+class _Switch:
+    """Something to be done after `step` updates, with nothing in flight."""
+
+    step: int
+    act: Callable[[], Awaitable[None]]
+
+
 class ControlLoop:
     """Trains the steps that are left, each group once."""
 
@@ -127,6 +135,9 @@ class ControlLoop:
         self._trained = asyncio.Condition()
         """Notified when an update has made room."""
         self._leases: dict[GroupId, _Lease] = {}
+        self._next_step = 0
+        """The first step of the stream of which nothing is leased yet."""
+        self._switch: _Switch | None = None
         self._missing: Counter[int] = Counter()
         self._redrawn: Counter[GroupId] = Counter()
 
@@ -162,6 +173,21 @@ class ControlLoop:
         """
         return [self._again(group.group_id) for group in groups if self.ledger.holds(group.group_id)]
 
+    def at_boundary(self, act: Callable[[], Awaitable[None]]) -> int:
+        """Have `act` done between two updates, when nothing of a step before is left and nothing of one after has begun.
+
+        Answers with the number of updates before it. LedgerError where another switch waits already.
+        """
+        if self._switch is not None:
+            raise LedgerError(f"Another switch waits for update {self._switch.step} to be done: try again after it.")
+        self._switch = _Switch(self.boundary, act)
+        return self._switch.step
+
+    @property
+    def boundary(self) -> int:
+        """Updates after which nothing is left of what has begun until now."""
+        return max(self._next_step, self.version)
+
     # -- admit ------------------------------------------------------------------------------------------------------
 
     async def _admit(self, last: int) -> None:
@@ -173,8 +199,11 @@ class ControlLoop:
             async with self._trained:
                 await self._trained.wait_for(lambda: self.admission.room > 0)
             await self._rollout.room()
+            async with self._trained:  # after the last wait for anything else: a switch may be planned at any time
+                await self._trained.wait_for(lambda: not self._held(group_id))  # noqa: B023 - awaited here
             group = self._groups.group(group_id)
             self.ledger.issue(group_id, group.sample_ids)
+            self._next_step = max(self._next_step, group_id.step + 1)
             self.admission.admit(group_id, self.version)
             self._leases[group_id] = _Lease(group.sample_ids, self._now())
             self._rollout.submit([group])
@@ -260,6 +289,7 @@ class ControlLoop:
         Consumes the buffer; waits for the groups of a batch, unblocked by `collect`.
         """
         for step in range(self.version, last):
+            await self._switch_if_due(step)
             begun = self._now()
             self.learner_does = f"waits for the batch of update {step + 1}"
             self.learner_waits = True
@@ -281,6 +311,17 @@ class ControlLoop:
             update = Update(step=step, metrics=metrics, tokens=tokens, begun=begun, learning=learning)
             if not await self._after(update):
                 return
+
+    def _held(self, group_id: GroupId) -> bool:
+        return self._switch is not None and group_id.step >= self._switch.step
+
+    async def _switch_if_due(self, step: int) -> None:
+        if self._switch is not None and step >= self._switch.step:
+            self.learner_does = "waits for a switch to be done"
+            await self._switch.act()
+            self._switch = None
+            async with self._trained:
+                self._trained.notify_all()
 
     async def _batch(self, step: int) -> tuple[list[ScoredGroup], dict[str, float]]:
         """The batch of the next update, held by the learner; what is lost until then is drawn again."""

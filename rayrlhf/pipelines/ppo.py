@@ -26,6 +26,7 @@ from rayrlhf.pipelines.prompts import GroupStream, PromptSet
 from rayrlhf.pipelines.saving import Saving, resume_point
 from rayrlhf.pipelines.scaling import Autoscaler, goes_on_from
 from rayrlhf.pipelines.status import ppo_status
+from rayrlhf.pipelines.swapping import RewardSwap
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.telemetry.console import Progress, evaluation_line
 from rayrlhf.telemetry.events import Event
@@ -78,6 +79,7 @@ class PPOStage:
         self._evaluator = Evaluator(context, prompts.heldout, rollout=self._rollout, scoring=self._scoring)
         self._guard = GuardControl(context, self._trainer, confirm=self._confirm)
         self._gate = ParityGate(context, self._rollout, self._trainer, prompts.heldout)
+        self._swap = RewardSwap(context, self._scoring, self._trainer)
         self._saving = Saving(context, self._trainer, driver_state=self._driver_state)
         self._progress: Progress | None = None
         self._before: dict[str, float] = {}
@@ -134,6 +136,7 @@ class PPOStage:
             self._context.console.warn(f"Skipped incomplete checkpoints: {', '.join(point.skipped)}.")
         state = point.driver_state
         await self._trainer.resume(point.checkpoint, point.updates)
+        await self._swap.restore(state["rewards"])
         self._loop.version = point.step
         self._loop.ledger.load_state_dict(state["ledger"])
         self._before = state["before"]
@@ -213,7 +216,9 @@ class PPOStage:
         )
 
     async def _carry_out(self, request: Request) -> str:
-        """Resize the pools, as it is asked."""
+        """Resize the pools or replace a reward model, as it is asked."""
+        if request.kind == "swap":
+            return self._swap.ask(self._loop, **request.arguments)
         pools = {"rollout": self._rollout.pool, "scoring": self._scoring.pool}
         told = []
         for role, size in request.arguments.items():
@@ -241,6 +246,7 @@ class PPOStage:
             "before": self._before,
             "worst_mismatch_p99": max(self._worst_mismatch_p99, self._gate.worst_p99),
             "guard": self._guard.state_dict(),
+            "rewards": self._swap.state_dict(),
         }
 
     def _step_metrics(self, update: Update) -> dict[str, float]:

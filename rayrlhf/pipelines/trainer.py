@@ -12,7 +12,7 @@ from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.algorithms.mismatch import Mismatch
 from rayrlhf.errors import WorkerError
 from rayrlhf.experience.buffer import ScoredGroup
-from rayrlhf.experience.spool import ExperienceSpool, SpooledUpdate
+from rayrlhf.experience.spool import Calls, ExperienceSpool, SpooledUpdate
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.telemetry.events import Event
 
@@ -40,6 +40,8 @@ class Trainer:
         self._checkpoint: str | None = None
         self._since: list[SpooledUpdate] = []
         """Updates since the checkpoint."""
+        self._before: Calls = ()
+        """What changed the learner since the checkpoint, before the first of them."""
         self._received: int | None = None
         """Update whose batch the learner holds and has not begun."""
         self._digest: str | None = None
@@ -100,7 +102,8 @@ class Trainer:
         metrics = await self._surviving(lambda: self._group.update(step))
         self._received = None
         if self._spool is not None:
-            self._since.append(SpooledUpdate(step=step, path=self._spool.batch_path(step)))
+            self._since.append(SpooledUpdate(step=step, path=self._spool.batch_path(step), before=self._before))
+            self._before = ()
         return metrics
 
     async def publish(self) -> PublishedWeights:
@@ -123,6 +126,8 @@ class Trainer:
         if self._since:
             last = self._since[-1]
             self._since[-1] = replace(last, calls=(*last.calls, (method, args)))
+        else:
+            self._before = (*self._before, (method, args))
 
     # -- what is kept for the next one ------------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class Trainer:
 
     def saved(self, checkpoint: str, version: int) -> None:
         """A checkpoint is complete: what led to it is not needed any more."""
-        self._checkpoint, self._since = checkpoint, []
+        self._checkpoint, self._since, self._before = checkpoint, [], ()
         if self._spool is not None:
             self._spool.forget(version)
 
@@ -194,10 +199,11 @@ class Trainer:
         if self._checkpoint is not None:
             await self._group.call("load", self._checkpoint)
         for update in self._since:
+            await self._call_all(update.before)
             await self._group.receive_batch(update.path)
             await self._group.update(update.step)
-            for method, args in update.calls:
-                await self._group.call(method, *args)
+            await self._call_all(update.calls)
+        await self._call_all(self._before)
         if self._digest is not None:
             repeated = await self._publish()
             if repeated.digest != self._digest:
@@ -208,6 +214,10 @@ class Trainer:
         if self._received is not None:
             assert self._spool is not None
             await self._group.receive_batch(self._spool.batch_path(self._received))
+
+    async def _call_all(self, calls: Calls) -> None:
+        for method, args in calls:
+            await self._group.call(method, *args)
 
     async def _publish(self) -> PublishedWeights:
         if not self._bucket_count:

@@ -1,6 +1,6 @@
 """From a configuration to the scorer of one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ def build_scorer(
     """Every term loaded; `reward_model_dir` stands where a model term names no directory of its own."""
     tokenizer = load_tokenizer(reference_dir)
     return TrajectoryScorer(
-        [_weighted(term, config, tokenizer, reward_model_dir, device) for term in config.ppo.rewards],
+        build_terms(config, reward_model_dir=reward_model_dir, reference_dir=reference_dir, device=device),
         tokenizer=tokenizer,
         reference_dir=reference_dir,
         prompt_of=_prompts(config),
@@ -37,6 +37,25 @@ def build_scorer(
         # Without staleness a run is repeated bit for bit, whichever groups come to be scored together.
         by_group=config.ppo.max_staleness == 0,
     )
+
+
+def build_terms(
+    config: RunConfig,
+    *,
+    reward_model_dir: str | None,
+    reference_dir: str,
+    device: str,
+    replaced: Mapping[str, str] | None = None,
+) -> list[WeightedTerm]:
+    """The terms of the reward; `replaced` has the directory that stands in place of a model term's own, by its name."""
+    tokenizer = load_tokenizer(reference_dir)
+    terms = (
+        term.model_copy(update={"path": replaced[term.called], "name": term.called})
+        if replaced and isinstance(term, ModelReward) and term.called in replaced
+        else term
+        for term in config.ppo.rewards
+    )
+    return [_weighted(term, config, tokenizer, reward_model_dir, device) for term in terms]
 
 
 def _weighted(

@@ -67,6 +67,7 @@ class TrajectoryScorer:
     ) -> None:
         """`by_group` computes each group by itself, for runs that are to be repeated exactly."""
         self._terms = terms
+        self._version = 0
         self._tokenizer = tokenizer
         self._prompt_of = prompt_of
         self._device = resolve_device("cuda" if device == "cuda" else "cpu")
@@ -76,6 +77,10 @@ class TrajectoryScorer:
         self._gold = gold
         self._judge = judge
         self._by_group = by_group
+
+    def use(self, terms: Sequence[WeightedTerm], version: int) -> None:
+        """Score by other terms from now on, and say so in every score."""
+        self._terms, self._version = terms, version
 
     def score(self, trajectories: Sequence[Trajectory]) -> Scored:
         """The score of every term that its prompt names, and the reference's log-probs; a trajectory that any of them cannot
@@ -177,6 +182,7 @@ class TrajectoryScorer:
         spreads = [score.spread for _, score in scores if score.spread is not None]
         return ScoredTrajectory(
             trajectory=trajectory,
+            reward_version=self._version,
             score=sum(own.weight * (value - own.mean) / own.std for own, value in values),
             terms={own.name: value for own, value in values},
             spread=max(spreads) if spreads else None,

@@ -153,8 +153,8 @@ def test_a_stopped_worker_is_found_by_its_silence_and_replaced(
     assert digest(job.run) == digest(undisturbed)
 
 
-def test_a_run_is_watched_scaled_and_stopped_while_it_goes_on(
-    ppo_only: list[str], undisturbed: Path, tmp_path: Path
+def test_a_run_is_watched_scaled_rewarded_anew_and_stopped_while_it_goes_on(
+    ppo_only: list[str], trained: Path, tmp_path: Path
 ) -> None:
     job = Job(tmp_path, "live", *ppo_only, *LONGER, "ppo.updates=500", "checkpoint.every=1000")
     job.at(1)
@@ -170,6 +170,15 @@ def test_a_run_is_watched_scaled_and_stopped_while_it_goes_on(
     assert "rollout workers 2 -> 1" in succeed("scale", str(job.run), "--rollout-workers", "1", timeout=60)
     job.until(lambda: "rollout 1" not in job.status())
     assert "at least 1" in rayrlhf("scale", str(job.run), "--rollout-workers", "0", timeout=60).stderr
+    told = succeed("swap-reward", str(job.run), str(trained / "reward_model"), timeout=60)
+    after = int(told.split("after update ")[1].split(",")[0])
+    job.at(after + 2)
+    job.worker("LearnerActor").kill()  # what the swap changed of it is repeated too
+    job.at(after + 4)
+    versions = [(row["step"], row["reward_version"]) for row in rows(job.run / "samples.jsonl", stage="ppo")]
+    assert {version for step, version in versions if step <= after} == {0}
+    assert {version for step, version in versions if step > after} == {1}
+    assert "no reward model" in rayrlhf("swap-reward", str(job.run), str(trained / "sft"), timeout=60).stderr.lower()
     assert "stops after the step in progress" in succeed("stop", "live", "--output-dir", str(tmp_path), timeout=60)
     assert job.process.wait(timeout=120) == 3
     last = " ".join(job.log.read_text().split())
@@ -178,7 +187,3 @@ def test_a_run_is_watched_scaled_and_stopped_while_it_goes_on(
     step = rows(job.run / "metrics.jsonl", stage="ppo")[-1]["step"]
     assert (job.run / "checkpoints" / f"step_{step:06d}" / "COMPLETE").exists()
     assert not (job.run / "run.json").exists()
-    if step >= UPDATES:
-        return
-    succeed(*job.arguments, f"ppo.updates={UPDATES}", "--resume")
-    assert digest(job.run) == digest(undisturbed)

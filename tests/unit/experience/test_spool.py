@@ -41,6 +41,7 @@ def spooled(spool: ExperienceSpool, step: int) -> SpooledUpdate:
     update = SpooledUpdate(
         step=step,
         path=spool.batch_path(step),
+        before=(("forget_scores", ()),) if step == 0 else (),
         calls=(("scale_kl", (2.0,)),) if step == 1 else (),
         digest=f"digest {step}",
         driver_state={"ledger": {"trained": step}},

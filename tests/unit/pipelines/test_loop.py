@@ -10,7 +10,7 @@ from simulated import Lengths, Simulation, after, run_virtually
 from rayrlhf.actors.calls import ActorLostError
 from rayrlhf.actors.replica import State
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import WorkerError
+from rayrlhf.errors import LedgerError, WorkerError
 
 
 def config(*, staleness: int, workers: int = 4, updates: int = 12, **role: Any) -> RunConfig:
@@ -194,3 +194,28 @@ def test_a_synchronous_run_does_not_wait_for_a_worker_that_leaves_before_it_has_
     simulation = simulated(config(staleness=0, updates=6), beside=leave)
     accounted(simulation)
     assert simulation.makespan < 200.0
+
+
+@pytest.mark.parametrize("staleness", [0, 3])
+def test_a_switch_comes_between_two_updates_with_nothing_in_flight(staleness: int) -> None:
+    seen: dict[str, int] = {}
+
+    async def switch(simulation: Simulation) -> None:
+        loop = simulation.loop
+
+        async def act() -> None:
+            assert loop.admission.in_flight == loop.ledger.in_flight == len(loop.buffer) == 0
+            seen["after"] = loop.version
+            await asyncio.sleep(20.0)
+            assert loop.ledger.in_flight == 0
+
+        while loop.version < 4:
+            await asyncio.sleep(0.1)
+        seen["planned"] = loop.at_boundary(act)
+        with pytest.raises(LedgerError, match="Another switch waits for update"):
+            loop.at_boundary(act)
+        await asyncio.Event().wait()
+
+    simulation = simulated(config(staleness=staleness, updates=20), beside=switch)
+    accounted(simulation)
+    assert seen["after"] == seen["planned"] >= 4
