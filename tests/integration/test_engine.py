@@ -25,13 +25,13 @@ def short_requests(count: int = 60) -> list[RolloutRequest]:
     return lab.requests(prompts=count // 4, samples=4, length=9, seed=5)
 
 
-def with_prompt(ids: list[int]) -> RolloutRequest:
-    return RolloutRequest(sample_id=SampleId("test", 0, 77, 0), prompt_ids=np.array(ids, dtype=np.int32), seed=1)
+def with_prompt(ids: list[int], k: int = 0) -> RolloutRequest:
+    return RolloutRequest(sample_id=SampleId("test", 0, 77, k), prompt_ids=np.array(ids, dtype=np.int32), seed=1)
 
 
 def nearly_full() -> list[RolloutRequest]:
     """Prompts that leave room for one, two or three tokens."""
-    return [with_prompt([9] * (lab.MAX_LENGTH - room)) for room in (1, 2, 3)]
+    return [with_prompt([9] * (lab.MAX_LENGTH - room), room) for room in (1, 2, 3)]
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ losing(RolloutPool, "generate", {1, 2, 5}, answered=lambda parts: [replace(part,
 losing(RolloutPool, "finished", {2}, answered=lambda drawn: replace(drawn, ref=lost_object()))
 losing(ScoringPool, "score", {2, 6}, answered=lambda scored: (lost_object(), scored[1]))
 losing(LearnerGroup, "publish", {1}, answered=lambda weights: replace(weights, buckets=(lost_object(),) * len(weights.buckets)))
-losing(Recorder, "samples", {3}, given=lambda step, wanted, chunks: (step, wanted, [lost_object()]))
+losing(Recorder, "samples", {3}, given=lambda step, wanted, chunks, batch: (step, wanted, [lost_object()], batch))
 run_stages(load_config(sys.argv[1], sys.argv[2:]), resume=False)
 """
 
