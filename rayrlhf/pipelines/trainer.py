@@ -100,7 +100,8 @@ class Trainer:
     async def update(self, step: int) -> dict[str, float]:
         """One update on what was received; its metrics."""
         metrics = await self._surviving(lambda: self._group.update(step))
-        self._received = None
+        # The engines hold nothing yet of what it made: a learner lost before it publishes is held to no weights.
+        self._received = self._digest = None
         if self._spool is not None:
             self._since.append(SpooledUpdate(step=step, path=self._spool.batch_path(step), before=self._before))
             self._before = ()
