@@ -77,6 +77,8 @@ class ReplicaPool:
         self._vacant: list[int] = []
         """Numbers of lost replicas whose places are to be taken."""
         self._pause = PAUSE_SECONDS
+        self._under_way = False
+        """Whether the first replicas serve: what joins or leaves from now on is told."""
 
     @property
     def serving(self) -> list[Replica]:
@@ -103,6 +105,7 @@ class ReplicaPool:
                 async with asyncio.timeout(self._config.start_timeout):
                     await self.changed.wait_for(lambda: len(self.serving) >= self.size)
             await self.changed.wait_for(lambda: self.serving)
+        self._under_way = True
 
     async def resize(self, size: int) -> None:
         """Grow or shrink to `size`; returns at once."""
@@ -166,6 +169,7 @@ class ReplicaPool:
             await asyncio.wait({life, replica.loss}, return_when=asyncio.FIRST_COMPLETED)
             await (life if life.done() else replica.loss)
             await self._go_to(replica, State.ENDED)
+            self._announce("scale", replica, f"{self.role} worker {replica.number} has left.")
         except ActorLostError as loss:
             await self._bury(replica, loss)
         except WorkerError:
@@ -204,6 +208,13 @@ class ReplicaPool:
                 f"{self.role} worker {replica.number} serves in place of {self.role} worker {replica.replaces}, "
                 f"{replica.since - replica.born:.0f} s after it was asked for.",
             )
+        elif self._under_way:
+            seconds = replica.since - replica.born
+            self._announce(
+                "scale",
+                replica,
+                f"{self.role} worker {replica.number} serves, {seconds:.0f} s after it was asked for.",
+            )
         await self._serve(replica)
 
     async def _placed(self, replica: Replica, where: Any) -> tuple[str, int]:
@@ -211,7 +222,7 @@ class ReplicaPool:
         loop = asyncio.get_running_loop()
         needs = f"{self._config.placed_cpus:g} CPU" + (f" and {self._config.gpus:g} GPU" if self._config.gpus else "")
         while True:
-            what = f"a place with {needs} for {self.role} worker {replica.number}"
+            what = f"a place with {needs}, and a process there, for {self.role} worker {replica.number}"
             try:
                 found: tuple[str, int] = await resolve(where, what=what, timeout=_TELL_SECONDS)
                 return found

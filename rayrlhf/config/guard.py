@@ -1,8 +1,8 @@
 """The guard against over-optimisation."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayrlhf.config.base import Node
 
@@ -27,6 +27,12 @@ class GuardConfig(Node):
     """Evaluations in a row that it must be so."""
     kl_factor: float = Field(default=2.0, gt=1.0)
     """raise_kl: what the coefficient is multiplied by, each time."""
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, action: Any) -> Any:
+        """YAML reads off as false."""
+        return "off" if action is False else action
 
     @model_validator(mode="after")
     def _stop_exports_the_best(self) -> "GuardConfig":

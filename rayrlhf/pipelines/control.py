@@ -14,7 +14,7 @@ from typing import Any
 
 from rayrlhf.actors.control import Answer, ControlDesk, Request, here
 from rayrlhf.errors import RayrlhfError
-from rayrlhf.telemetry.events import EventLog
+from rayrlhf.telemetry.events import Event, EventLog
 
 RUN_FILE = "run.json"
 _WAIT_SECONDS = 1.0
@@ -97,7 +97,9 @@ class RunControl:
     def _answer(self, request: Request) -> Answer:
         if request.kind == "stop":
             self.stop_asked = True
-            return Answer(text=f"{self._run} stops after the step in progress, with a checkpoint.")
+            text = f"{self._run} stops after the step in progress, with a checkpoint."
+            self._events.tell(Event(kind="stop", text=text))
+            return Answer(text=text)
         carry_out, loop = self._carry_out, self._loop
         if carry_out is None or loop is None:
             stage = self._stage.get("stage", "starting")

@@ -7,6 +7,7 @@ from rayrlhf.pipelines.best_policy import BestPolicies
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.reward.guard import Observation, OveroptimizationGuard
+from rayrlhf.telemetry.events import Event
 
 Confirm = Callable[[int], Awaitable[dict[str, float]]]
 """eval/* of other answers by the policy of this step, which no choice has seen."""
@@ -105,7 +106,7 @@ class GuardControl:
             consequence = f"training goes on, and the policy of step {self._guard.peak_step} is kept to be exported"
         else:
             consequence = "ppo.guard.action=warn lets it go on"
-        self._context.console.warn(f"Over-optimisation: {told}; {consequence}.")
+        self._context.events.tell(Event(kind="guard", text=f"Over-optimisation: {told}; {consequence}."))
 
     def _tell(self, peak: int) -> None:
         values = self._guard.means()

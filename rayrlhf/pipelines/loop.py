@@ -132,6 +132,8 @@ class ControlLoop:
         """For those who watch."""
         self.learner_waits: bool | None = None
         """Whether the learner lacks a batch; None while there is something else to do than to train."""
+        self.training = 0
+        """Groups of the update under way."""
         self._trained = asyncio.Condition()
         """Notified when an update has made room."""
         self._leases: dict[GroupId, _Lease] = {}
@@ -296,12 +298,13 @@ class ControlLoop:
             batch, recorded = await self._batch(step)
             taken = self._now()
             self.learner_does = f"makes update {step + 1}"
-            self.learner_waits = False
+            self.learner_waits, self.training = False, len(batch)
             metrics = recorded | await self._learner.update(step)
             learning = self._now() - taken
             for group in batch:
                 self.ledger.train(group.group_id, group.sample_ids)
             self.admission.train([group.group_id for group in batch], step)
+            self.training = 0
             metrics |= self._phases(batch, taken) | {"time/learner": learning} | await self.publish(step + 1)
             async with self._trained:
                 self._trained.notify_all()

@@ -11,6 +11,7 @@ from rayrlhf.actors.control import Request
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.rollout_worker import rollout_workers
 from rayrlhf.actors.scoring import ScoringPool, scoring_workers
+from rayrlhf.actors.store import StoreWatch
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import ModelError, StoppedError, WeightSyncError
 from rayrlhf.learner.build import build_ppo
@@ -79,6 +80,7 @@ class PPOStage:
         self._evaluator = Evaluator(context, prompts.heldout, rollout=self._rollout, scoring=self._scoring)
         self._guard = GuardControl(context, self._trainer, confirm=self._confirm)
         self._gate = ParityGate(context, self._rollout, self._trainer, prompts.heldout)
+        self._store = StoreWatch(context.events.tell)
         self._swap = RewardSwap(context, self._scoring, self._trainer)
         self._saving = Saving(context, self._trainer, driver_state=self._driver_state)
         self._progress: Progress | None = None
@@ -192,7 +194,7 @@ class PPOStage:
         if self._saving.due(version) or version == last or stopping:
             metrics["time/checkpoint"] = await self._saving.checkpoint(version)
             self._guard.checkpointed()
-        metrics |= self._step_metrics(update)
+        metrics |= self._step_metrics(update) | await self._store.look(version)
         await self._context.recorder.log("ppo", version, metrics)
         self._saving.updated()
         assert self._progress is not None

@@ -12,6 +12,7 @@ from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.trainer import Trainer
+from rayrlhf.telemetry.events import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Saving:
         self._store = CheckpointStore(context.folder.checkpoints("ppo"), keep=context.config.checkpoint.keep)
         self._trainer = trainer
         self._driver_state = driver_state
+        self._tell = context.events.tell
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after `step` updates."""
@@ -71,7 +73,9 @@ class Saving:
         if newest is None or newest.step != step:
             raise CheckpointError(f"The checkpoint of step {step} is not whole after it was written.")
         self._trainer.saved(str(newest.directory), step)
-        return asyncio.get_running_loop().time() - begun
+        seconds = asyncio.get_running_loop().time() - begun
+        self._tell(Event(kind="checkpoint", text=f"Checkpoint of update {step} written in {seconds:.1f} s.", step=step))
+        return seconds
 
     def updated(self) -> None:
         """An update is done, with its evaluation and its row of metrics."""

@@ -28,23 +28,26 @@ def ppo_status(
         worker |= rollout.work_of(worker["number"])
     buffered, waiting = len(loop.buffer), rollout.waiting
     drawing = sum(worker.get("groups", 0) for worker in workers)
+    learner = trainer.workers(now)
+    replaced = [f"the learner is replaced ({w['state']})" for w in learner[:1] if w["state"] != "serving"]
     placing = [
         f"{w['role']} worker {w['number']} waits for a place" for w in workers if w["state"].startswith("waiting")
     ]
     return {
         "version": loop.version,
-        "workers": [*workers, *trainer.workers(now)],
+        "workers": [*workers, *learner],
         "queues": {
             "wait for a worker": waiting,
             "are drawn": drawing,
             # Of several readings, none at the same moment.
-            "wait for their score": max(0, loop.admission.in_flight - waiting - drawing - buffered),
+            "wait for their score": max(0, loop.admission.in_flight - waiting - drawing - buffered - loop.training),
             "wait for the learner": buffered,
+            "are trained": loop.training,
         },
         "staleness": staleness,
         "max_staleness": max_staleness,
         "restarts": dict(restarts),
-        "waits": [f"the learner {loop.learner_does}", *placing],
+        "waits": [f"the learner {loop.learner_does}", *replaced, *placing],
     }
 
 

@@ -44,8 +44,8 @@ class Trainer:
         """What changed the learner since the checkpoint, before the first of them."""
         self._received: int | None = None
         """Update whose batch the learner holds and has not begun."""
-        self._digest: str | None = None
-        """Of the weights published last."""
+        self._published: PublishedWeights | None = None
+        """What the engines are held to: a learner that repeats its updates must come by these weights."""
         self._bucket_count = 0
         self.restarts = 0
         self._group = LearnerGroup(self._config, device=context.device)
@@ -77,6 +77,12 @@ class Trainer:
         """Go on from a checkpoint, None for the start, and the updates after it."""
         self._checkpoint, self._since = checkpoint, [replace(update, driver_state={}) for update in updates]
         await self._surviving(self._catch_up)
+        if updates and (await self._surviving(self._publish)).digest != updates[-1].digest:
+            self._tell(
+                "loss",
+                f"The weights of update {updates[-1].step + 1}, repeated, are not bit for bit those of before: updates do not "
+                f"repeat exactly on this hardware. The run goes on from the repeated ones.",
+            )
 
     def stop(self) -> None:
         """End the learner's processes."""
@@ -100,8 +106,7 @@ class Trainer:
     async def update(self, step: int) -> dict[str, float]:
         """One update on what was received; its metrics."""
         metrics = await self._surviving(lambda: self._group.update(step))
-        # The engines hold nothing yet of what it made: a learner lost before it publishes is held to no weights.
-        self._received = self._digest = None
+        self._received = None
         if self._spool is not None:
             self._since.append(SpooledUpdate(step=step, path=self._spool.batch_path(step), before=self._before))
             self._before = ()
@@ -109,9 +114,8 @@ class Trainer:
 
     async def publish(self) -> PublishedWeights:
         """The policy's weights as references that outlive the learner."""
-        weights = await self._surviving(self._publish)
-        self._digest = weights.digest
-        return weights
+        self._published = await self._surviving(self._publish)
+        return self._published
 
     async def mismatch(self, chunks: list[Any]) -> Mismatch:
         """Engine against learner on the trajectories behind the references."""
@@ -141,7 +145,8 @@ class Trainer:
         """An update is done with all that follows it: a driver that dies goes on from here."""
         if self._spool is not None and self._since:
             last = self._since[-1]
-            self._spool.complete(replace(last, digest=self._digest or "", driver_state=driver_state))
+            assert self._published is not None
+            self._spool.complete(replace(last, digest=self._published.digest, driver_state=driver_state))
 
     async def save(self, directory: str) -> None:
         """Write the learner's part of a checkpoint."""
@@ -200,21 +205,26 @@ class Trainer:
         if self._checkpoint is not None:
             await self._group.call("load", self._checkpoint)
         for update in self._since:
+            await self._hold_to_published(update.step)
             await self._call_all(update.before)
             await self._group.receive_batch(update.path)
             await self._group.update(update.step)
             await self._call_all(update.calls)
         await self._call_all(self._before)
-        if self._digest is not None:
-            repeated = await self._publish()
-            if repeated.digest != self._digest:
-                raise WorkerError(
-                    f"The new learner's weights of version {repeated.version} are not those that the lost one published, "
-                    f"which the engines hold: its updates do not repeat exactly on this hardware; go on from the checkpoint."
-                )
+        await self._hold_to_published(await self._group.call("version"))
         if self._received is not None:
             assert self._spool is not None
             await self._group.receive_batch(self._spool.batch_path(self._received))
+
+    async def _hold_to_published(self, version: int) -> None:
+        """Compare the weights with those published last, if these were of this version."""
+        if self._published is None or self._published.version != version:
+            return
+        if (await self._publish()).digest != self._published.digest:
+            raise WorkerError(
+                f"The new learner's weights of version {version} are not those that the lost one published, "
+                f"which the engines hold: its updates do not repeat exactly on this hardware; go on from the checkpoint."
+            )
 
     async def _call_all(self, calls: Calls) -> None:
         for method, args in calls:

@@ -1,7 +1,7 @@
 """The status of a run under way, as a terminal shows it."""
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -42,7 +42,8 @@ def _headline(status: dict[str, Any], now: float) -> str:
 def _workers(workers: list[dict[str, Any]]) -> Table:
     table = Table()
     for column in ("worker", "state", "for", "version", "tok/s", "in work", "process", "node"):
-        table.add_column(column, justify="right" if column in ("for", "version", "tok/s", "in work") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("for", "version", "tok/s", "in work") else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "state")
     for one in workers:
         speed = one.get("tokens_per_second")
         table.add_row(

@@ -21,7 +21,8 @@ _LANES = (
     ("scale", "scaling", BLUE, "D"),
     ("swap", "swap", VIOLET, "s"),
     ("loss", "drawn again", GOLD, "v"),
-    ("learner", "learner", INK, "P"),
+    ("spill", "store overflows", GREY, "P"),
+    ("guard", "guard", INK, "P"),
     ("stop", "stop", GREY, "o"),
 )
 """Kinds of events that the figure marks: what each is called there, its colour and its marker."""

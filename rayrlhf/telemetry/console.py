@@ -127,8 +127,6 @@ class Progress:
         shown = _figures(metrics, _SHOWN) | self._speed(metrics)
         if any(key in metrics for key in _EVALUATED):
             self._tell(step, evaluation_line(metrics))
-        if "time/checkpoint" in metrics:
-            self._tell(step, f"checkpoint written in {metrics['time/checkpoint']:.1f} s")
         figures = "  ".join(f"{name} {value}" for name, value in shown.items())
         if self._live is not None:
             self._live.update(self._task, completed=step, figures=figures)
@@ -188,7 +186,7 @@ class Console:
 
     def event(self, event: Event) -> None:
         """What happened to the run, with a clock."""
-        style = "yellow" if event.kind in ("death", "loss", "learner", "wait") else None
+        style = "yellow" if event.kind in ("death", "loss", "spill", "guard", "wait") else None
         self._out.print(f"{time.strftime('%H:%M:%S')} {event.text}", style=style, highlight=False, markup=False)
 
     def error(self, text: str) -> None:

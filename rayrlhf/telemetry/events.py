@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 EVENTS_FILE = "events.jsonl"
 
-Kind = Literal[
-    "start", "death", "replacement", "scale", "swap", "checkpoint", "learner", "loss", "stop", "wait", "guard"
-]
+Kind = Literal["death", "replacement", "scale", "swap", "checkpoint", "loss", "spill", "guard", "stop", "wait"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,6 +224,10 @@ METRICS: dict[str, Metric] = {
     "perf/memory_bytes": Metric(
         "last", "bytes", "Memory of all local processes of the run, shared pages counted once."
     ),
+    "perf/object_store_bytes": Metric("last", "bytes", "Objects in the stores of all nodes, whoever put them there."),
+    "perf/spilled_bytes": Metric(
+        "last", "bytes", "Objects written to disk since the stage began, because a store was full."
+    ),
     "perf/workers_rollout": Metric("last", "workers", "Rollout workers that take work at the end of the step."),
     "perf/workers_scoring": Metric("last", "workers", "Scoring workers that take work at the end of the step."),
     "perf/restarts_rollout": Metric("last", "workers", "Rollout workers replaced."),

@@ -248,7 +248,9 @@ async def test_growing_and_shrinking_end_nobody_at_work() -> None:
         await until(lambda: len(pool.replicas) == 1)
         assert pool.replicas[0].number == 0
         assert pool.restarts == 0
-        assert not made.told
+        assert {event.kind for event in made.told} == {"scale"}
+        told = sorted(event.text.partition(",")[0] for event in made.told)
+        assert told == [f"doubling worker {n} {does}" for n in (1, 2) for does in ("has left.", "serves")]
 
 
 async def test_a_joiner_without_a_place_waits_and_the_others_serve() -> None:

@@ -46,6 +46,7 @@ def main() -> None:
         end=" ",
     )
     print(f"{alone['time/sync']:.3f}; synchronous step {steps[0]:.3f}, asynchronous step {steps[2]:.3f}")
+    print(f"the learner's update takes {median(rows[2], 'time/learner'):.3f} beside the other roles")
     print(
         f"learner waits {median(rows[0], 'time/learner_waiting'):.0%} and {median(rows[2], 'time/learner_waiting'):.0%}"
     )
@@ -71,7 +72,11 @@ def run(options: argparse.Namespace, output: Path, name: str, staleness: int, ov
         ),
         *overrides,
     ]
-    subprocess.run([sys.executable, "-m", "rayrlhf.cli.main", *arguments], cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "rayrlhf.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        sys.exit(f"{name} ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def logged(run: Path) -> list[dict[str, float]]:

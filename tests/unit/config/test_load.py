@@ -166,3 +166,7 @@ def test_importance_correction_follows_staleness() -> None:
         ppo = load_config(QUICKSTART, [override]).ppo
         assert ppo.corrects_off_policy
         assert ppo.effective_importance_cap == {"ppo.max_staleness=1": 2.0, "ppo.importance_cap=3": 3.0}.get(override)
+
+
+def test_off_is_a_word_where_it_is_one_of_the_choices() -> None:
+    assert load_config(QUICKSTART, ["ppo.guard.action=off"]).ppo.guard.action == "off"

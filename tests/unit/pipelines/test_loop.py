@@ -144,7 +144,7 @@ def test_growing_without_a_place_waits_and_says_so() -> None:
     simulation = simulated(config(staleness=2, updates=40), beside=resizing(5), learner_seconds=2.0, places=6)
     accounted(simulation)
     waits = [event.text for event in simulation.events if event.kind == "wait"]
-    assert waits[0].startswith("Waiting 30 s for a place with 1 CPU for rollout worker 4")
+    assert waits[0].startswith("Waiting 30 s for a place with 1 CPU, and a process there, for rollout worker 4")
 
 
 def test_growing_helps_where_workers_are_what_is_lacking() -> None:

@@ -67,12 +67,12 @@ def test_events_are_drawn_by_kind_and_told_in_a_table(tmp_path: Path) -> None:
         event(2.5, "loss", "Its samples are drawn again."),
         event(3.5, "replacement", "rollout worker 2 serves.", role="rollout", number=2),
         event(3.6, "wait", "Waiting for a place.", role="rollout", number=3),
-        event(4.0, "learner", "The learner wrote no more.", role="learner"),
+        event(4.0, "spill", "The object store overflows."),
     ]
     write_run(tmp_path, [2, 2, 1, 2, 2], events)
     page = page_of(tmp_path)
     assert {"Workers over time", "What happened"} <= set(page.titles)
-    for kind in ("death", "drawn again", "replacement", "learner", "rollout workers", "scoring workers"):
+    for kind in ("death", "drawn again", "replacement", "store overflows", "rollout workers", "scoring workers"):
         assert re.search(rf"<text[^>]*>{kind}</text>", page.source), kind
     told = {f"{clock((e.time - BEGUN) / UPDATE_SECONDS)} {e.text}" for e in events if e.kind != "wait"}
     assert places(page.source).keys() == told

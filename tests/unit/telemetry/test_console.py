@@ -58,18 +58,17 @@ def test_eta_of_a_resumed_stage_counts_its_own_steps(capsys, monkeypatch):
     assert second.endswith("eta 2m40s")
 
 
-def test_evaluations_and_checkpoints_are_lines_of_their_own(capsys):
+def test_evaluations_are_lines_of_their_own(capsys):
     evaluated = {"eval/score": 0.25, "eval/gold": 0.25, "eval/kl": 1.4, "eval/length": 9.0}
     passed = {"eval/pass_rate": 0.25, "eval/pass_rate_low": 0.201, "eval/pass_rate_high": 0.307, "eval/pass_n": 256.0}
     with Console().progress("ppo", 60) as progress:
         progress.update(1, {"reward/score": 0.2})
         progress.update(2, {"reward/score": 0.3} | evaluated | {"eval/gold": 0.5})
-        progress.update(3, {"reward/score": 0.3, "time/checkpoint": 0.31} | evaluated | passed)
+        progress.update(3, {"reward/score": 0.3} | evaluated | passed)
     lines = [re.sub(CLOCK, "", line) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
         "ppo 2/60  evaluation: score 0.25, gold 0.500, KL 1.40 nats",
         "ppo 3/60  evaluation: right 25.0% (20.1% to 30.7%), KL 1.40 nats",
-        "ppo 3/60  checkpoint written in 0.3 s",
     ]
 
 
