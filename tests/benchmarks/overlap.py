@@ -58,8 +58,24 @@ def main() -> None:
 
 def run(options: argparse.Namespace, output: Path, name: str, staleness: int, overrides: list[str]) -> None:
     """One run of the ppo stage."""
-    arguments = [
-        *("run", str(ROOT / "configs" / "quickstart.yaml"), "stages=[ppo]", "model.init=null"),
+    command = [
+        sys.executable,
+        "-m",
+        "rayrlhf.cli.main",
+        "run",
+        *arguments_of(options, output, name, staleness, overrides),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{name} ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def arguments_of(
+    options: argparse.Namespace, output: Path, name: str, staleness: int, overrides: list[str]
+) -> list[str]:
+    """A configuration and what is changed of it: the ppo stage alone, each role on one thread."""
+    return [
+        *(str(ROOT / "configs" / "quickstart.yaml"), "stages=[ppo]", "model.init=null"),
         *(f"model.path={options.sft.absolute()}", f"output_dir={output}", f"name={name}", "wandb.mode=disabled"),
         f"ppo.rewards=[{{kind: model, path: {options.reward_model.absolute()}, ensemble: mean_std}}]",
         *(f"ppo.max_staleness={staleness}", f"ppo.updates={options.updates}", "ppo.evaluate_every=1000"),
@@ -72,11 +88,6 @@ def run(options: argparse.Namespace, output: Path, name: str, staleness: int, ov
         ),
         *overrides,
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "rayrlhf.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        sys.exit(f"{name} ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def logged(run: Path) -> list[dict[str, float]]:
