@@ -40,6 +40,10 @@ class CheckpointError(RayrlhfError, RuntimeError):
     exit_status = 2
 
 
+class StorageError(RayrlhfError, RuntimeError):
+    """A file of the run cannot be written; the sentence names it, the reason and the remedy."""
+
+
 class WeightSyncError(RayrlhfError, RuntimeError):
     """A weight update was refused, incomplete or corrupted; the engine that met it must be replaced."""
 

@@ -44,7 +44,7 @@ class Prompt:
 
     prompt_id: int
     text: str
-    token_ids: Int32[np.ndarray, "prompt"]
+    token_ids: Int32[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class VersionSpan:
 class Begun:
     """The part of a response that another worker drew before it gave the sample away."""
 
-    response_ids: Int32[np.ndarray, "drawn"]
-    rollout_logprobs: Float32[np.ndarray, "drawn"]
+    response_ids: Int32[np.ndarray, " drawn"]
+    rollout_logprobs: Float32[np.ndarray, " drawn"]
     version_spans: tuple[VersionSpan, ...]
 
 
@@ -70,7 +70,7 @@ class RolloutRequest:
     """A leased sample: everything a rollout worker needs to draw it, the same on any worker."""
 
     sample_id: SampleId
-    prompt_ids: Int32[np.ndarray, "prompt"]
+    prompt_ids: Int32[np.ndarray, " prompt"]
     seed: int
     begun: Begun | None = None
     """Where to go on; None: from the prompt."""
@@ -81,10 +81,10 @@ class Trajectory:
     """One response as the engine drew it."""
 
     sample_id: SampleId
-    prompt_ids: Int32[np.ndarray, "prompt"]
-    response_ids: Int32[np.ndarray, "response"]
+    prompt_ids: Int32[np.ndarray, " prompt"]
+    response_ids: Int32[np.ndarray, " response"]
     """[R] the sampled tokens, the end-of-sequence token included when `finish` is "eos"."""
-    rollout_logprobs: Float32[np.ndarray, "response"]
+    rollout_logprobs: Float32[np.ndarray, " response"]
     """[R] log-probabilities of the sampled tokens under the distribution that was sampled from, in nats."""
     finish: FinishReason
     version_spans: tuple[VersionSpan, ...]
@@ -135,7 +135,7 @@ class ScoredTrajectory:
     """The own value of each term that scores its prompt."""
     spread: float | None = None
     """Standard deviation over the members of an ensemble; None for a single reward model."""
-    ref_logprobs: Float32[np.ndarray, "response"]
+    ref_logprobs: Float32[np.ndarray, " response"]
     """[R] the reference policy's log-probabilities of the response tokens, at the sampling temperature."""
     prompt_text: str
     """The prompt as the policy reads it, special tokens included."""
@@ -158,7 +158,7 @@ class ScoredTrajectory:
 class Example:
     """A supervised sequence; tokens from `prompt_length` on are trained."""
 
-    token_ids: Int32[np.ndarray, "time"]
+    token_ids: Int32[np.ndarray, " time"]
     prompt_length: int
 
 
@@ -166,7 +166,7 @@ class Example:
 class PreferenceExample:
     """K full sequences (prompt and response) of one prompt, and what is known about them; one entry a response."""
 
-    sequences: tuple[Int32[np.ndarray, "_"], ...]
+    sequences: tuple[Int32[np.ndarray, " _"], ...]
     lengths: tuple[int, ...]
     """Tokens of each sequence before it was cut at reward.max_length."""
     prompt_length: int

@@ -1,7 +1,6 @@
 """The batches trained since the last checkpoint, on disk: what a learner that starts anew is brought up to date with."""
 
 import json
-import os
 import pickle
 import zlib
 from collections.abc import Sequence
@@ -9,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import CheckpointError, StorageError
+from rayrlhf.files import write_whole
 from rayrlhf.types import ScoredTrajectory
 
 _MAGIC = b"rayrlhf batch 1\n"
@@ -86,7 +86,7 @@ class ExperienceSpool:
 
 
 def write_batch(path: Path, scored: Sequence[ScoredTrajectory]) -> None:
-    """Write a batch in one rename; CheckpointError where the disk does not take it."""
+    """Write a batch in one rename; StorageError where the disk does not take it."""
     body = pickle.dumps(list(scored), protocol=pickle.HIGHEST_PROTOCOL)
     _write(path, _MAGIC + zlib.crc32(body).to_bytes(4, "big") + body)
 
@@ -115,12 +115,8 @@ def _is_whole(path: Path) -> bool:
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or set checkpoint.spool=false, which gives up "
-            f"going on from the last update."
+        write_whole(path, content)
+    except StorageError as error:
+        raise StorageError(
+            f"{error} Or set checkpoint.spool=false, which gives up going on from the last update."
         ) from error

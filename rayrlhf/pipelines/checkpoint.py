@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import CheckpointError
+from rayrlhf.files import storing
 
 _MARKER = "COMPLETE"
 _DRIVER_STATE = "driver.json"
@@ -61,11 +62,10 @@ class CheckpointStore:
             (temporary / _MARKER).write_text(json.dumps(files))
             _sync(temporary / _MARKER)
             _sync(temporary)
-        except OSError as error:
+        except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(
-                f"The checkpoint of step {step} cannot be written to {self._root}: {error}."
-            ) from error
+            with storing(final):
+                raise
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from rayrlhf.actors.control import Answer, ControlDesk, Request, here
 from rayrlhf.errors import RayrlhfError
+from rayrlhf.files import write_whole
 from rayrlhf.telemetry.events import Event, EventLog
 
 RUN_FILE = "run.json"
@@ -49,9 +49,7 @@ class RunControl:
             "host": socket.gethostname(),
             "since": time.time(),
         }
-        partial = self._run_dir / f".{RUN_FILE}.partial"
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-        os.replace(partial, self._run_dir / RUN_FILE)
+        write_whole(self._run_dir / RUN_FILE, json.dumps(facts, indent=1) + "\n")
         self._thread.start()
         return self
 

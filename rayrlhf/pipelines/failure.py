@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import RayrlhfError, StoppedError
+from rayrlhf.errors import RayrlhfError, StoppedError, StorageError
 from rayrlhf.experience.spool import ExperienceSpool
+from rayrlhf.files import write_whole
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.folder import RunFolder, tracks
 
@@ -67,8 +68,8 @@ def record_failure(
         "checkpoints": newest,
         "resume": command,
     }
-    with contextlib.suppress(OSError):  # on a full disk the failure itself is still the one to tell
-        folder.root.joinpath(FAILURE_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    with contextlib.suppress(StorageError):  # on a full disk the failure itself is still the one to tell
+        write_whole(folder.root / FAILURE_FILE, json.dumps(record, indent=2) + "\n")
     if interrupted:
         told = f"go on with: {command}" if command else "nothing was saved yet, so start it again"
         return KeyboardInterrupt(f"interrupted; {told}")

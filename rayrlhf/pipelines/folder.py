@@ -1,7 +1,6 @@
 """A run's folder: its places, and what it holds already."""
 
 import json
-import os
 import secrets
 import shutil
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from rayrlhf.config import RunConfig
+from rayrlhf.files import write_whole
 from rayrlhf.telemetry.account import forget_stage
 
 STAGE_OUTPUT = {"sft": "sft", "reward": "reward_model", "ppo": "policy"}
@@ -82,9 +82,7 @@ class RunFolder:
 
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved configuration, in one rename."""
-        partial = self.root / ".config.yaml.partial"
-        partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        os.replace(partial, self.root / "config.yaml")
+        write_whole(self.root / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration, key by key with dots; empty where there is none."""
@@ -100,7 +98,7 @@ class RunFolder:
         """Give the training a W&B run of its own, known before anything is logged; none where it is not enabled."""
         path = self.root / WANDB_FILE
         if enabled:
-            path.write_text(f"{secrets.token_hex(4)}\n")
+            write_whole(path, f"{secrets.token_hex(4)}\n")
         else:
             path.unlink(missing_ok=True)
 

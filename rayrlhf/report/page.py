@@ -1,12 +1,12 @@
 """A self-contained page in the project's look: tiles, tables and figures that open offline."""
 
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 
+from rayrlhf.files import write_whole
 from rayrlhf.report.drawing import Drawn, with_own_ids
 
 
@@ -19,9 +19,7 @@ def write_page(path: Path, *, title: str, subtitle: str, parts: Sequence[str], f
         body="\n".join(part for part in parts if part),
         footer=escape(footer),
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
+    write_whole(path, page)
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from rayrlhf.algorithms import preference_metrics as metrics
 from rayrlhf.data.schema import Preference
 from rayrlhf.errors import DataError
+from rayrlhf.files import write_whole
 from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.stats import RewardStats
 
@@ -122,7 +123,7 @@ def judge(scored: ScoredPreferences, stats: RewardStats | None = None) -> Judged
 def save_judged(judged: Judged, directory: Path) -> dict[str, Any]:
     """Write evaluation.json; its figures."""
     text = json.dumps(judged.figures, indent=1, default=float)
-    (directory / EVALUATION_FILE).write_text(text + "\n")
+    write_whole(directory / EVALUATION_FILE, text + "\n")
     return judged.figures
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rayrlhf.algorithms.ensemble import Combination, combine, standardized
 from rayrlhf.config.data import SpecialTokensInText
 from rayrlhf.errors import ModelError
+from rayrlhf.files import write_whole
 
 STATS_FILE = "reward_stats.json"
 
@@ -70,7 +71,7 @@ class RewardStats:
 
     def save(self, directory: Path) -> None:
         """Write the file into a model directory."""
-        (directory / STATS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_whole(directory / STATS_FILE, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def load_stats(directory: str | Path) -> RewardStats:

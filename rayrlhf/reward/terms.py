@@ -18,7 +18,7 @@ class ScoreRequest:
     """Of the sample, for messages."""
     prompt: PromptText
     response: str
-    token_ids: Int32[np.ndarray, "time"]
+    token_ids: Int32[np.ndarray, " time"]
     """Prompt and response as the policy's tokens."""
     finished: bool
     """The response ended by itself; it was not cut at the limit."""

@@ -178,9 +178,7 @@ class RolloutEngine:
         except WeightSyncError:
             raise
         except _VLLM_ERRORS as error:
-            raise WeightSyncError(
-                f"vLLM could not take over version {manifest.version}: {first_sentence(error)}"
-            ) from error
+            raise WeightSyncError(f"vLLM could not take over version {manifest.version}: {reason_of(error)}") from error
         if (recompute or not self._requests) and not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(
                 f"The prefix cache still holds keys and values of version {self._version} after version "

@@ -2,13 +2,15 @@
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from rayrlhf.errors import StorageError
+from rayrlhf.files import write_whole
 
 ACCOUNT_FILE = "account.json"
 _ROLES = ("rollout", "scoring", "learner")
@@ -20,7 +22,7 @@ def forget_stage(run_dir: Path, stage: str) -> None:
     if path.exists():
         account = json.loads(path.read_text())
         account["stages"].pop(stage, None)
-        _write(path, account)
+        write_whole(path, json.dumps(account, indent=1) + "\n")
 
 
 class RunAccount:
@@ -57,7 +59,11 @@ class RunAccount:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.save()
+        try:
+            self.save()
+        except StorageError:
+            if error is None:  # else what ended the run is the one to tell
+                raise
 
     @contextlib.contextmanager
     def stage(self, stage: str) -> Iterator[None]:
@@ -120,7 +126,7 @@ class RunAccount:
                 "processes": self.processes,
                 "stages": stages,
             }
-            _write(self._path, account)
+            write_whole(self._path, json.dumps(account, indent=1) + "\n")
 
     def _stage_facts(self, stage: str) -> dict[str, Any]:
         facts = {"wall_seconds": self.stage_seconds(stage), "restarts": self.restarts(stage)}
@@ -128,11 +134,5 @@ class RunAccount:
 
     def _save_until_stopped(self) -> None:
         while not self._stop.wait(self._interval):
-            with contextlib.suppress(OSError):  # the run itself will say what a full disk means
+            with contextlib.suppress(StorageError):  # the run itself will say what a full disk means
                 self.save()
-
-
-def _write(path: Path, account: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(account, indent=1) + "\n")
-    os.replace(partial, path)

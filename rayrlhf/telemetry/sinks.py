@@ -1,5 +1,6 @@
 """Where metrics and samples go: JSON lines always, Weights & Biases where it works."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from rayrlhf.files import storing
 from rayrlhf.telemetry.events import read_events
 from rayrlhf.telemetry.metrics import check_names
 from rayrlhf.telemetry.wandb_history import Logged, logged_so_far
@@ -55,18 +57,21 @@ class JsonlSink:
     """Appends one JSON object a line, on disk when the call returns."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         # A lone surrogate has no UTF-8 form; its backslash escape is the same character to a JSON reader.
         self._file: IO[str] = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - open as long as the run
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows; a number that is not finite becomes null, which every JSON reader knows."""
-        for row in rows:
-            self._file.write(json.dumps({k: _jsonable(v) for k, v in row.items()}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with storing(self._path):
+            for row in rows:
+                self._file.write(json.dumps({k: _jsonable(v) for k, v in row.items()}, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Every row is on disk, or its writer knows that it is not."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _jsonable(value: Any) -> Any:

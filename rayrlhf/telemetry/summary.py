@@ -1,13 +1,12 @@
 """summary.json: the run's facts, replaced in one rename."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from rayrlhf.files import write_whole
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Write the facts so far."""
-    partial = run_dir / ".summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, run_dir / "summary.json")
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")

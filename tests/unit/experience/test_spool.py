@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import CheckpointError, StorageError
 from rayrlhf.experience.spool import ExperienceSpool, SpooledUpdate, read_batch, write_batch
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory, VersionSpan
 
@@ -108,8 +108,8 @@ def test_what_is_said_of_an_update_that_is_torn_ends_the_way(tmp_path: Path) -> 
 
 def test_a_disk_that_takes_nothing_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"x\.batch cannot be written: .*checkpoint\.spool=false"):
+    with pytest.raises(StorageError, match=r"x\.batch cannot be written: .*checkpoint\.spool=false"):
         write_batch(tmp_path / "file" / "x.batch", batch(0))
     spool = ExperienceSpool(tmp_path / "file")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         spool.complete(replace(SpooledUpdate(step=0, path=tmp_path), digest="d"))

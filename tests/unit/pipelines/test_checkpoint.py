@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import CheckpointError, StorageError
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 
 
@@ -52,7 +52,9 @@ def test_a_failure_while_writing_leaves_nothing_under_the_name(tmp_path: Path) -
     store = CheckpointStore(tmp_path, keep=5)
     save(store, 10)
     with (
-        pytest.raises(CheckpointError, match=r"step 20 cannot be written.*No space left"),
+        pytest.raises(
+            StorageError, match=r"step_000020 cannot be written: No space left on device; make room on its disk"
+        ),
         store.write(20, {}) as directory,
     ):
         (directory / "learner.pt").write_bytes(b"x")

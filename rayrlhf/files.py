@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all, and what it means that a disk does not take one."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rayrlhf.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file in one rename; StorageError where the disk does not take it."""
+    partial = path.with_name(f".{path.name}.partial")
+    data = content if isinstance(content, bytes) else content.encode("utf-8", errors="replace")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What the system says within the block is said of `path`, as a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room on its disk" if error.errno in _FULL else "make its folder writable"
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}; {remedy}.") from error
