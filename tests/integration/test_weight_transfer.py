@@ -255,6 +255,23 @@ def test_a_head_published_beside_the_embedding_it_is_tied_to_is_refused(
     assert said.generate
 
 
+def unfinished(pair: lab.Pair) -> tuple[str, str]:
+    def fail() -> None:
+        raise RuntimeError("there is no room for them")
+
+    with lab.engine(pair.old) as engine:
+        engine._llm.finish_weight_update = fail
+        said = refusal(lambda: engine.apply_weights(*lab.publish(pair.new, version=1)))
+        return said, refusal(lambda: engine.generate(lab.requests(prompts=1)))
+
+
+def test_weights_that_vllm_cannot_finish_are_refused_with_its_reason(process: lab.LabProcess, untied: lab.Pair) -> None:
+    update, generate = process.run(unfinished, untied)
+    assert update.startswith("vLLM could not take over version 1: ")
+    assert "there is no room for them." in update
+    assert "replace the worker" in generate
+
+
 @dataclass(frozen=True)
 class Refused:
     """What an engine answered to updates it may refuse without harm."""

@@ -80,6 +80,7 @@ def test_valid_sampling_defaults_are_kept(policy: Path, tmp_path: Path) -> None:
         ({"file": "generation_config.json", "eos_token_id": [1, 999]}, "ends responses at token 999"),
         ({"file": "config.json", "num_attention_heads": 4, "num_key_value_heads": 3}, "4 attention heads for 3 key"),
         ({"file": "config.json", "attention_sink": 4}, "attention_sink=4"),
+        ({"file": "config.json", "hidden_act": "loud"}, r"cannot be made: .*loud"),
         ({"file": "config.json", "model_type": "t5"}, "cannot be a policy: transformers has no causal"),
         ({"file": "config.json", "model_type": "bert"}, "is an encoder"),
     ],
