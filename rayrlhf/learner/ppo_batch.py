@@ -165,29 +165,7 @@ def make_targets(
     scores = penalize_truncated(scores, batch.truncated, penalty=config.missing_eos_penalty)
     scores = torch.where(batch.scored_rows(config.truncation), scores, 0.0)
     reward_kl_coef = kl_coef if config.kl.placement == "reward" else 0.0
-    rewards = token_rewards(scores, kl, mask, kl_coef=reward_kl_coef)
-    kept = batch.trained_rows
-    figures = {"reward/total": float(rewards[kept].sum(dim=1).mean())} if len(kept) else {}
-    if config.advantage == "gae":
-        bootstrap = (
-            torch.where(batch.truncated, estimates.end_values, 0.0) if config.truncation == "bootstrap" else None
-        )
-        advantages, returns = gae(
-            rewards, estimates.values, mask, gamma=config.gamma, lam=config.lam, bootstrap=bootstrap
-        )
-        figures["critic/explained_variance"] = explained_variance(estimates.values, returns, mask)
-        figures["critic/value_mean"] = float(masked_mean(estimates.values, mask))
-    else:
-        per_response = torch.zeros_like(scores)
-        per_response[kept] = group_advantages(
-            scores[kept],
-            batch.groups[kept],
-            kind=config.advantage,
-            scale=config.scale,
-            penalties=reward_kl_coef * kl.sum(dim=1)[kept],
-        )
-        advantages = torch.where(mask, per_response.unsqueeze(1), 0.0)
-        returns = torch.zeros_like(advantages)
+    advantages, returns, figures = _advantages(batch, estimates, config, scores, kl, kl_coef=reward_kl_coef)
     mean = masked_mean(advantages, mask)
     figures["policy/advantage_mean"] = float(mean)
     figures["policy/advantage_std"] = float(
@@ -196,22 +174,8 @@ def make_targets(
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     denominator = estimates.old_logprobs if config.old_logprobs == "recompute" else batch.rollout_logprobs
-    # The masks reach the policy's objective alone. The critic goes on learning from masked tokens: its target is the
-    # return that followed, of whichever version drew it, as for every stale token, and holds no ratio that could be far
-    # off; a critic of the kept tokens alone would expect what follows where the policies happen to agree. Baselines and
-    # whitening are of returns too, and keep them for the same reason.
-    importance = None
-    figures["mismatch/importance_weight"] = 1.0
-    if config.corrects_off_policy:
-        importance = off_policy_weights(
-            denominator,
-            batch.rollout_logprobs,
-            mask,
-            cap=config.effective_importance_cap,
-            band=config.importance_band,
-            sequence_band=config.sequence_band,
-        )
-        figures["mismatch/importance_weight"] = float(masked_mean(importance, mask))
+    importance = _importance(denominator, batch, config)
+    figures["mismatch/importance_weight"] = 1.0 if importance is None else float(masked_mean(importance, mask))
     figures |= _masked_figures(denominator, batch, config)
     stale = mask & (batch.versions != version) if version is not None else torch.zeros_like(mask)
     targets = Targets(
@@ -222,6 +186,63 @@ def make_targets(
         stale_ratio=probability_ratio(denominator, batch.rollout_logprobs, stale) if stale.any() else None,
     )
     return targets, figures
+
+
+def _advantages(
+    batch: PPOBatch,
+    estimates: Estimates,
+    config: PPOConfig,
+    scores: Float[Tensor, " batch"],
+    kl: Float[Tensor, "batch time"],
+    *,
+    kl_coef: float,
+) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"], dict[str, float]]:
+    """Advantages before whitening, returns, and their figures, by the estimator of `config.advantage`."""
+    mask, kept = batch.loss_mask, batch.trained_rows
+    rewards = token_rewards(scores, kl, mask, kl_coef=kl_coef)
+    figures = {"reward/total": float(rewards[kept].sum(dim=1).mean())} if len(kept) else {}
+    if config.advantage == "gae":
+        bootstrap = (
+            torch.where(batch.truncated, estimates.end_values, 0.0) if config.truncation == "bootstrap" else None
+        )
+        advantages, returns = gae(
+            rewards, estimates.values, mask, gamma=config.gamma, lam=config.lam, bootstrap=bootstrap
+        )
+        figures["critic/explained_variance"] = explained_variance(estimates.values, returns, mask)
+        figures["critic/value_mean"] = float(masked_mean(estimates.values, mask))
+        return advantages, returns, figures
+    per_response = torch.zeros_like(scores)
+    per_response[kept] = group_advantages(
+        scores[kept],
+        batch.groups[kept],
+        kind=config.advantage,
+        scale=config.scale,
+        penalties=kl_coef * kl.sum(dim=1)[kept],
+    )
+    advantages = torch.where(mask, per_response.unsqueeze(1), 0.0)
+    return advantages, torch.zeros_like(advantages), figures
+
+
+def _importance(
+    denominator: Float[Tensor, "batch time"], batch: PPOBatch, config: PPOConfig
+) -> Float[Tensor, "batch time"] | None:
+    """`Targets.importance`.
+
+    The masks reach the policy's objective alone. The critic goes on learning from masked tokens: its target is the
+    return that followed, of whichever version drew it, as for every stale token, and holds no ratio that could be far
+    off; a critic of the kept tokens alone would expect what follows where the policies happen to agree. Baselines and
+    whitening are of returns too, and keep them for the same reason.
+    """
+    if not config.corrects_off_policy:
+        return None
+    return off_policy_weights(
+        denominator,
+        batch.rollout_logprobs,
+        batch.loss_mask,
+        cap=config.effective_importance_cap,
+        band=config.importance_band,
+        sequence_band=config.sequence_band,
+    )
 
 
 def batch_figures(
