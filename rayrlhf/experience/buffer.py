@@ -1,14 +1,14 @@
 """Scored groups on their way to the learner, as references."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rayrlhf.errors import DeadlineError
 from rayrlhf.types import GroupId, SampleId
 
-Choose = Callable[[Sequence[GroupId]], Sequence[GroupId]]
+Choose = Callable[[Collection[GroupId]], Sequence[GroupId]]
 """Which of the finished groups the next update takes: none where it waits for others."""
 
 
@@ -49,17 +49,17 @@ class ExperienceBuffer:
         groups it waits for, if any.
         """
         async with self._changed:
-            while not (chosen := choose(list(self._groups))):
+            while not (chosen := choose(self._groups.keys())):
                 try:
                     async with asyncio.timeout(timeout):
                         await self._changed.wait()
                 except TimeoutError:
-                    names = ", ".join(map(str, late(list(self._groups))[:3]))
+                    names = ", ".join(map(str, late(self._groups.keys())[:3]))
                     raise DeadlineError(
                         f"Waited {timeout:.0f} s for experience: {len(self._groups)} groups are scored, and the next update "
                         f"needs {names or 'more of them'}."
                     ) from None
-            return [self._groups.pop(group) for group in chosen]
+            return [self._groups.pop(group) for group in list(chosen)]
 
     def drop(self, groups: Sequence[GroupId]) -> None:
         """Forget groups whose value is lost."""
