@@ -15,7 +15,7 @@ from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.actors.stacks import answer_for_stacks
 from rayrlhf.algorithms.mismatch import Mismatch, mismatch_quantiles
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import DeadlineError
+from rayrlhf.errors import DeadlineError, WorkerError
 from rayrlhf.experience.spool import read_batch
 from rayrlhf.learner.process_group import Ranks, free_address, init_process_group
 from rayrlhf.types import SampleId, Trajectory
@@ -28,6 +28,14 @@ Build = Callable[[RunConfig, Ranks], Any]
 
 class LearnerLostError(ActorLostError):
     """A rank is gone or hangs, and with it what the group held: it must be made anew and brought up to date."""
+
+
+def lost_too_often(loss: LearnerLostError, config: RunConfig) -> WorkerError:
+    """What ends a run whose learner no replacement helps."""
+    return WorkerError(
+        f"{loss} The learner was lost more than {config.learner.max_restarts} times within "
+        f"{config.learner.restart_window:.0f} s (learner.max_restarts, learner.restart_window)."
+    )
 
 
 class LearnerActor:
@@ -117,6 +125,12 @@ class LearnerGroup:
             spawn(LearnerActor, options, config, rank, name=f"{config.name}/{name}-{rank}")
             for rank in range(config.learner.processes)
         ]
+
+    @property
+    def first_place(self) -> dict[str, Any]:
+        """Node and process of rank 0, as far as they are known."""
+        node, pid = self.places[0] if self.places else (None, None)
+        return {"node": node, "pid": pid}
 
     async def start(self, build: Build) -> None:
         """Make the learner on every rank; returns when all are ready."""

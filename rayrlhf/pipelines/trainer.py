@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rayrlhf.actors.learner import Build, LearnerGroup, LearnerLostError
+from rayrlhf.actors.learner import Build, LearnerGroup, LearnerLostError, lost_too_often
 from rayrlhf.actors.pool import PAUSE_SECONDS, nodes_changed
 from rayrlhf.actors.replica import RestartBudget
 from rayrlhf.actors.rollout import PublishedWeights
@@ -174,10 +174,7 @@ class Trainer:
         while True:
             self.restarts += 1
             if not self._budget.bear(_now(), node=None, born=self._started_at):
-                raise WorkerError(
-                    f"{loss} The learner was lost more than {self._config.learner.max_restarts} times within "
-                    f"{self._config.learner.restart_window:.0f} s (learner.max_restarts, learner.restart_window)."
-                ) from loss
+                raise lost_too_often(loss, self._config) from loss
             self._tell("death", f"{loss} A new learner starts.")
             self._group.stop()
             self._group = LearnerGroup(self._config, device=self._context.device, name=f"learner.{self.restarts}")
@@ -236,8 +233,8 @@ class Trainer:
         return await self._group.publish(self._bucket_count)
 
     def _tell(self, kind: Any, text: str) -> None:
-        node, pid = self._group.places[0] if self._group.places else (None, None)
-        self._context.events.tell(Event(kind=kind, text=text, role="learner", number=0, node=node, pid=pid))
+        place = self._group.first_place
+        self._context.events.tell(Event(kind=kind, text=text, role="learner", number=0, **place))
 
 
 def _now() -> float:

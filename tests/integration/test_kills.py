@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import QUICKSTART, ROOT, command, environment, rayrlhf, rows, succeed
+from conftest import QUICKSTART, ROOT, TINY, command, environment, rayrlhf, rows, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -20,8 +20,8 @@ UPDATES = 8
 LONGER = [f"ppo.updates={UPDATES}", "ppo.guard.export=last", "checkpoint.every=3"]
 
 
-def digest(run: Path) -> str:
-    return sha256((run / "policy" / "model.safetensors").read_bytes()).hexdigest()
+def digest(run: Path, model: str = "policy") -> str:
+    return sha256((run / model / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ class Job:
             assert time.monotonic() < deadline, f"not in {seconds:.0f} s:\n{self.log.read_text()[-3000:]}"
             time.sleep(0.05)
 
-    def at(self, step: int) -> None:
+    def at(self, step: int, stage: str = "ppo") -> None:
         path = self.run / "metrics.jsonl"
-        self.until(lambda: path.exists() and rows(path, stage="ppo", step=step))
+        self.until(lambda: path.exists() and rows(path, stage=stage, step=step))
 
     def worker(self, title: str) -> psutil.Process:
         """The process of an actor, by the title Ray gives it."""
@@ -137,6 +137,27 @@ def test_a_changed_optimizer_resumes_from_the_checkpoint(ppo_only: list[str], tm
     out = succeed(*job.arguments, "ppo.optim.lr=1.0e-5", "--resume")
     assert "Resumed from step_000003." in " ".join(out.split())
     accounted(job)
+
+
+def test_supervised_stages_outlive_their_learners(tmp_path: Path) -> None:
+    """Before the first checkpoint and after it; what they train is what an undisturbed run trains."""
+    stages = [*TINY, "stages=[sft,reward]", "sft.max_steps=40", "reward.max_steps=40", "checkpoint.every=15"]
+    succeed("run", str(QUICKSTART), *stages, f"output_dir={tmp_path}", "name=calm")
+    job = Job(tmp_path, "hurt", *stages)
+    for track, step in (("sft", 5), ("reward", 20)):
+        job.at(step, track)
+        job.worker("LearnerActor").kill()
+    told = job.end()
+    assert "sft: learner rank 0 (train_step) failed: its process died" in told
+    assert "A new learner starts, and goes on from the start." in told
+    assert "A new learner starts, and goes on from step_000015." in told
+    for model in ("sft", "reward_model"):
+        assert digest(job.run, model) == digest(tmp_path / "calm", model)
+    logged = [
+        [(row["stage"], row["step"], row["optim/grad_norm"]) for row in rows(run / "metrics.jsonl")]
+        for run in (job.run, tmp_path / "calm")
+    ]
+    assert logged[0] == logged[1]
 
 
 def test_a_stopped_worker_is_found_by_its_silence_and_replaced(
