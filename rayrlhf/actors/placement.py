@@ -1,7 +1,6 @@
 """From a role's configuration to what Ray is asked for."""
 
 import contextlib
-import os
 from typing import Any
 
 import ray
@@ -10,8 +9,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf.config import RoleConfig
 
-_NICER = 4
-"""Of the 19 that a process may be nice, Ray's own are 15 already."""
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -37,15 +34,6 @@ def actor_options(role: RoleConfig, *, device: str, env: dict[str, str] | None =
         "resources": dict(role.resources) or None,
         "runtime_env": {"env_vars": env_vars},
     }
-
-
-def give_way() -> None:
-    """Let other processes of the run go first where cores are short, from the threads on that this one starts next.
-
-    What works ahead of the learner calls it: an update that waits for a core delays everything after it.
-    """
-    if ray._private.worker.global_worker.mode == ray.WORKER_MODE:  # not in somebody else's process
-        os.nice(_NICER)
 
 
 def clerk_options(node_id: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from rayrlhf.actors import placement
-from rayrlhf.actors.placement import actor_options, give_way
+from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.stacks import answer_for_stacks
 from rayrlhf.config import RunConfig
 from rayrlhf.rollout.engine import RolloutEngine
@@ -23,7 +23,6 @@ class RolloutWorker:
 
     def __init__(self, config: RunConfig, model_dir: str, device: str, eos_token_ids: list[int], number: int) -> None:
         self._number = number
-        give_way()
         answer_for_stacks(config, "rollout", number)
         make = partial(
             RolloutEngine,

@@ -13,7 +13,7 @@ import ray
 
 from rayrlhf.actors import placement
 from rayrlhf.actors.calls import ActorLostError, resolve
-from rayrlhf.actors.placement import actor_options, give_way
+from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
 from rayrlhf.actors.rollout import Drawn
@@ -58,7 +58,6 @@ class ScoringWorker:
         self, config: RunConfig, reward_model_dir: str | None, reference_dir: str, device: str, number: int
     ) -> None:
         self._number = number
-        give_way()
         answer_for_stacks(config, "scoring", number)
         models: dict[str, Any] = {
             "reward_model_dir": reward_model_dir,
