@@ -78,8 +78,7 @@ class Trainer:
         self._checkpoint, self._since = checkpoint, [replace(update, driver_state={}) for update in updates]
         await self._surviving(self._catch_up)
         if updates and (await self._surviving(self._publish)).digest != updates[-1].digest:
-            self._tell(
-                "loss",
+            self._context.console.warn(
                 f"The weights of update {updates[-1].step + 1}, repeated, are not bit for bit those of before: updates do not "
                 f"repeat exactly on this hardware. The run goes on from the repeated ones.",
             )
