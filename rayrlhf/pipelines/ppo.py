@@ -88,6 +88,10 @@ class PPOStage:
         self._last: dict[str, float] = {}
         """eval/* of the newest evaluation."""
         self._worst_mismatch_p99 = self._staleness = 0.0
+        self._row_at: float | None = None
+        """When the row before was made, by the loop's clock."""
+        self._checkpoint_seconds: float | None = None
+        """What a checkpoint has taken since then."""
         self._warned = False
 
     async def run(self) -> dict[str, Any]:
@@ -190,13 +194,14 @@ class PPOStage:
         if version % self._config.ppo.evaluate_every == 0 or version == last:
             self._last = await self._evaluate(version)
             metrics |= self._last
-        stopping = self._context.control.stop_asked
-        if self._saving.due(version) or version == last or stopping:
-            metrics["time/checkpoint"] = await self._saving.checkpoint(version)
-            self._guard.checkpointed()
         metrics |= self._step_metrics(update) | await self._store.look(version)
+        # The row before what a resumed run goes on from: a kill between the two makes it again and loses none.
         await self._context.recorder.log("ppo", version, metrics)
         self._saving.updated()
+        stopping = self._context.control.stop_asked
+        if self._saving.due(version) or version == last or stopping:
+            self._checkpoint_seconds = await self._saving.checkpoint(version)
+            self._guard.checkpointed()
         assert self._progress is not None
         self._progress.update(version, metrics)
         self._context.control.at("ppo", version, last)
@@ -252,19 +257,27 @@ class PPOStage:
         }
 
     def _step_metrics(self, update: Update) -> dict[str, float]:
+        """The driver's own part of a row, which covers the time since the row before."""
         restarts = self._context.account.restarts("ppo")
-        seconds = asyncio.get_running_loop().time() - update.begun
-        return self._loop.ledger.metrics() | {
-            "time/step": seconds,
-            "time/learner_waiting": 1.0 - update.learning / seconds,
-            "perf/tokens_per_second": update.tokens / seconds,
-            "perf/memory_bytes": float(self._context.memory.current_bytes),
-            "perf/workers_rollout": float(len(self._rollout.pool.serving)),
-            "perf/workers_scoring": float(len(self._scoring.pool.serving)),
-            "perf/restarts_rollout": float(restarts["rollout"]),
-            "perf/restarts_scoring": float(restarts["scoring"]),
-            "perf/restarts_learner": float(restarts["learner"]),
-        }
+        now = asyncio.get_running_loop().time()
+        seconds = now - (update.begun if self._row_at is None else self._row_at)
+        checkpoint = {} if self._checkpoint_seconds is None else {"time/checkpoint": self._checkpoint_seconds}
+        self._row_at, self._checkpoint_seconds = now, None
+        return (
+            self._loop.ledger.metrics()
+            | checkpoint
+            | {
+                "time/step": seconds,
+                "time/learner_waiting": 1.0 - update.learning / seconds,
+                "perf/tokens_per_second": update.tokens / seconds,
+                "perf/memory_bytes": float(self._context.memory.current_bytes),
+                "perf/workers_rollout": float(len(self._rollout.pool.serving)),
+                "perf/workers_scoring": float(len(self._scoring.pool.serving)),
+                "perf/restarts_rollout": float(restarts["rollout"]),
+                "perf/restarts_scoring": float(restarts["scoring"]),
+                "perf/restarts_learner": float(restarts["learner"]),
+            }
+        )
 
     def _warn_once(self, warning: str | None) -> None:
         if warning is not None and not self._warned:

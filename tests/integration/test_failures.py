@@ -63,7 +63,9 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
     while not (run / "checkpoints" / "step_000002").exists():
         assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
         assert time.monotonic() < deadline, "no checkpoint in 240 s"
-        time.sleep(0.05)
+        time.sleep(0.01)
+    told = {row["step"] for row in rows(run / "metrics.jsonl", stage="ppo")}
+    assert 2 in told, "a run that goes on from this checkpoint would lack the row of its update"
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     assert process.wait(timeout=60) == 130
@@ -76,7 +78,7 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
     resumed = rayrlhf(*arguments, "name=ended", "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "Resumed from" in resumed.stdout
-    assert len(rows(run / "metrics.jsonl", stage="ppo")) == 13
+    assert [row["step"] for row in rows(run / "metrics.jsonl", stage="ppo")] == list(range(13))
 
 
 def refused(*arguments: str, status: int = 2) -> str:
