@@ -8,8 +8,10 @@ None of them ever holds a trajectory: they pass references.
 """
 
 import asyncio
+import contextlib
+import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -87,6 +89,21 @@ After = Callable[[Update], Awaitable[bool]]
 """Evaluates, saves and tells after an update; whether the loop goes on."""
 
 
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Have the cyclic garbage collector look less often, within the block.
+
+    What is in flight lives long and holds no cycles: at Python's own thresholds most of a large run's driver time would go
+    into looking through it.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(50_000, 10, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
 @dataclass(frozen=True)
 class _Lease:
     """A group on its way to the learner."""
@@ -145,6 +162,10 @@ class ControlLoop:
 
     async def run(self, last: int) -> None:
         """Train until version `last`, or until `after` has seen enough."""
+        with _rare_collections():
+            await self._run(last)
+
+    async def _run(self, last: int) -> None:
         async with asyncio.TaskGroup() as beside:
             others = [beside.create_task(self._admit(last)), beside.create_task(self._collect())]
             await self._learn(last)
