@@ -22,13 +22,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from overlap import ROOT, arguments_of
 
-from rayrlhf.actors.control import Visitor
 from rayrlhf.cli.live import _visit
+
+if TYPE_CHECKING:
+    from rayrlhf.actors.control import Visitor
 
 BARE = """
 import os
@@ -96,7 +98,7 @@ def bare_start(config: str, overrides: list[str], model: Path, worker: int) -> f
     return time.monotonic() - begun
 
 
-def joining(visitor: Visitor, process: "subprocess.Popen[bytes]") -> float:
+def joining(visitor: "Visitor", process: "subprocess.Popen[bytes]") -> float:
     """Seconds until a second rollout worker has made tokens."""
     known = {worker["number"] for worker in of_role(visitor)}
     begun = time.monotonic()
@@ -109,7 +111,7 @@ def joining(visitor: Visitor, process: "subprocess.Popen[bytes]") -> float:
     return time.monotonic() - begun
 
 
-def losing(visitor: Visitor, run: Path, process: "subprocess.Popen[bytes]", waits: dict[str, list[float]]) -> None:
+def losing(visitor: "Visitor", run: Path, process: "subprocess.Popen[bytes]", waits: dict[str, list[float]]) -> None:
     """Kill the younger of two workers; collect the learner's waiting before that and until the replacement serves."""
     first = updates(run)
     until(lambda: updates(run) >= first + 6, process)
@@ -124,7 +126,7 @@ def losing(visitor: Visitor, run: Path, process: "subprocess.Popen[bytes]", wait
             waits["before" if row["step"] <= before else "after"].append(seconds)
 
 
-def of_role(visitor: Visitor) -> list[dict[str, Any]]:
+def of_role(visitor: "Visitor") -> list[dict[str, Any]]:
     """The rollout workers."""
     return [worker for worker in visitor.status().get("workers", []) if worker["role"] == "rollout"]
 
