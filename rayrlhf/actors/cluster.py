@@ -16,6 +16,7 @@ import grpc
 import psutil
 import ray
 
+from rayrlhf.actors.local_ray import group_of_their_own
 from rayrlhf.actors.placement import role_gpus
 from rayrlhf.config import RoleConfig, RunConfig
 from rayrlhf.errors import ResourceError
@@ -265,13 +266,14 @@ def connect(config: RunConfig) -> None:
             ) from error
         return
     try:
-        ray.init(
-            address="local",  # Without it Ray joins whatever cluster was started on this machine.
-            num_cpus=int(local_node().resources["CPU"]),
-            object_store_memory=int(config.cluster.object_store_gib * GIB),
-            include_dashboard=False,
-            **options,
-        )
+        with group_of_their_own():
+            ray.init(
+                address="local",  # Without it Ray joins whatever cluster was started on this machine.
+                num_cpus=int(local_node().resources["CPU"]),
+                object_store_memory=int(config.cluster.object_store_gib * GIB),
+                include_dashboard=False,
+                **options,
+            )
     except Exception as error:  # as above
         raise ResourceError(
             f"Ray does not start on this machine with cluster.object_store_gib={config.cluster.object_store_gib:g}: "

@@ -1,8 +1,10 @@
 """A run's control desk: where others read how it does, and leave what they want of it."""
 
 import asyncio
+import contextlib
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +12,12 @@ import ray
 from ray.exceptions import RayError
 
 from rayrlhf.actors.calls import resolve_blocking
-from rayrlhf.actors.placement import clerk_options, spawn
+from rayrlhf.actors.placement import clerk_options, end, spawn
 from rayrlhf.errors import ConfigError, RayrlhfError, WorkerError
 
 NAMESPACE = "rayrlhf"
 _ANSWER_SECONDS = 30.0
+_EXCHANGE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +94,16 @@ class ControlDesk:
         self._actor = self._spawn()
 
     def exchange(self, status: dict[str, Any], answers: dict[int, Answer], wait: float) -> dict[int, Request]:
-        """Show the status, give answers, take requests; another desk is opened where this one is gone."""
+        """Show the status, give answers, take requests; another desk is opened where this one is gone or does not answer."""
         try:
-            found: dict[int, Request] = ray.get(self._actor.exchange.remote(status, answers, wait), timeout=wait + 30.0)
+            asked = self._actor.exchange.remote(status, answers, wait)
+            found: dict[int, Request] = ray.get(asked, timeout=wait + _EXCHANGE_SECONDS)
         except RayError:
-            self._actor = self._spawn()
+            end(self._actor)
+            # Its name is free once Ray has taken note of its end: if not yet, then at the next exchange.
+            with contextlib.suppress(RayError):
+                self._actor = self._spawn()
+            time.sleep(wait)
             return {}
         return found
 

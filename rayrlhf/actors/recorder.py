@@ -9,7 +9,7 @@ import ray
 from rayrlhf.actors.calls import MOST_LOSSES, ActorLostError, resolve, resolve_blocking
 from rayrlhf.actors.placement import clerk_options, end, spawn
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import RayrlhfError
+from rayrlhf.errors import DeadlineError, RayrlhfError
 from rayrlhf.experience.spool import write_batch
 from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
@@ -68,8 +68,8 @@ class RecorderActor:
 class Recorder:
     """The driver's side of the recorder: rows are sent and awaited, so that a full disk is an error, not a silence.
 
-    Its process runs on the driver's node, where the run's files are. When it dies, another goes on with the files: rows
-    that were not acknowledged are cut off, if they are there, and written again.
+    Its process runs on the driver's node, where the run's files are. When it dies or hangs, another goes on with the files:
+    rows that were not acknowledged are cut off, if they are there, and written again.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Recorder:
                 actor = self._actor
                 try:
                     return await self._ask(actor, method, *args)
-                except ActorLostError as loss:
+                except (ActorLostError, DeadlineError) as loss:
                     self._replace(actor, loss)
             return await self._ask(self._actor, method, *args)
         finally:
@@ -145,9 +145,10 @@ class Recorder:
     async def _ask(self, actor: Any, method: str, *args: Any) -> Any:
         return await resolve(getattr(actor, method).remote(*args), what=f"the recorder ({method})", timeout=_TIMEOUT)
 
-    def _replace(self, lost: Any, loss: ActorLostError) -> None:
+    def _replace(self, lost: Any, loss: RayrlhfError) -> None:
         if self._actor is not lost:
             return  # Another call saw the loss first.
+        end(lost)  # one that hangs must not go on with files that are another's now
         self._tell(f"{loss} Another one goes on with the same files.")
         self._actor = self._spawn({}, unsure=sorted(self._unanswered))
 

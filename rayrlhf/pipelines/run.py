@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
-from rayrlhf.actors.calls import tell_of_waits
+from rayrlhf.actors.calls import alongside, tell_of_waits
 from rayrlhf.actors.cluster import connect, demand, existing_address, keep_paragraphs
+from rayrlhf.actors.local_ray import end_services, watch_services
 from rayrlhf.actors.memory import ClusterMemory
 from rayrlhf.actors.recorder import Recorder
 from rayrlhf.actors.stacks import last_log_lines
@@ -128,7 +129,7 @@ def _run_and_record(
         finally:
             tell_of_waits(None)
             memory.watch(int)  # nobody asks a cluster that is left
-            ray.shutdown()
+            end_services()
     summary = run.summary()
     write_summary(folder.root, summary)
     return summary
@@ -221,7 +222,7 @@ class _Run:
                 continue
             self._stage = stage
             with self._account.stage(stage):
-                facts = asyncio.run(_run_stage(context, stage))
+                facts = asyncio.run(alongside(_run_stage(context, stage), watch_services()))
             self._stages[stage] = facts | {"wall_seconds": self._account.stage_seconds(stage)}
             write_summary(self._folder.root, self.summary())
         self._stage = None

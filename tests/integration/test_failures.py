@@ -2,14 +2,16 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import QUICKSTART, ROOT, command, environment, rayrlhf, rows
+from conftest import QUICKSTART, ROOT, TINY, command, environment, rayrlhf, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -52,12 +54,17 @@ def test_asynchronous_training_keeps_its_bound(ppo_only: list[str], tmp_path: Pa
 
 
 def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path: Path) -> None:
-    """SIGTERM, as a scheduler sends it: no process is left behind, and --resume goes on."""
+    """SIGTERM to the whole process group, as a scheduler sends it: no process is left behind, and --resume goes on."""
     run = tmp_path / "ended"
     arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=12", "checkpoint.every=1", f"output_dir={tmp_path}"]
     with open(tmp_path / "log", "wb") as sink:
         process = subprocess.Popen(
-            command(*arguments, "name=ended"), cwd=ROOT, env=environment(), stdout=sink, stderr=sink
+            command(*arguments, "name=ended"),
+            cwd=ROOT,
+            env=environment(),
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
         )
     deadline = time.monotonic() + 240
     while not (run / "checkpoints" / "step_000002").exists():
@@ -67,7 +74,7 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
     told = {row["step"] for row in rows(run / "metrics.jsonl", stage="ppo")}
     assert 2 in told, "a run that goes on from this checkpoint would lack the row of its update"
     family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 130
     log = (tmp_path / "log").read_text()
     assert "--resume" in log.strip().splitlines()[-1]
@@ -79,6 +86,37 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "Resumed from" in resumed.stdout
     assert [row["step"] for row in rows(run / "metrics.jsonl", stage="ppo")] == list(range(13))
+
+
+@pytest.mark.parametrize(("service", "told"), [("raylet", "raylet"), ("gcs_server", "control service (GCS)")])
+def test_a_run_whose_own_ray_dies_says_so(service: str, told: str, tmp_path: Path) -> None:
+    run = tmp_path / "bereft"
+    log = tmp_path / "log"
+    arguments = [*("run", str(QUICKSTART), f"output_dir={tmp_path}", "name=bereft", "stages=[sft]", *TINY)]
+    with open(log, "wb") as sink:
+        process = subprocess.Popen(
+            command(*arguments, "sft.max_steps=100000", "sft.epochs=1000", "checkpoint.every=5"),
+            cwd=ROOT,
+            env=environment(),
+            stdout=sink,
+            stderr=sink,
+        )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "sft" / "step_000005").exists():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, "no checkpoint in 120 s"
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(member for member in family if member.name() == service).kill()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in log.read_text()
+    sentence = log.read_text().strip().splitlines()[-1]
+    assert f"rayrlhf: The {told} of the Ray on this machine" in sentence
+    assert "(killed by SIGKILL)" in sentence
+    assert sentence.endswith("--resume")
+    assert json.loads((run / "failure.json").read_text())["message"] in sentence
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert not left
 
 
 def refused(*arguments: str, status: int = 2) -> str:
