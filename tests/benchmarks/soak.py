@@ -4,19 +4,22 @@
 
 Two nodes of one cluster on this machine; the quickstart's task with max_staleness 2. What dies: rollout and scoring workers,
 the learner, and the second node as a whole (its raylet), which comes back. `--undisturbed` does the same run without any
-of it. At the end: what was lost, doubled or too old, the gold reward, and whether memory and object store stayed flat.
+of it. At the end: what was lost, doubled or too old, the gold reward, and whether memory, of all processes and of one of
+each kind, and object store stayed flat.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -25,6 +28,7 @@ from ray.cluster_utils import Cluster
 from rayrlhf.actors.control import Visitor
 from rayrlhf.errors import RayrlhfError
 
+Value = TypeVar("Value")
 ROOT = Path(__file__).parents[2]
 STORE = 300 * 2**20
 NODE = {"num_cpus": 1, "object_store_memory": STORE, "resources": {"second": 8}}
@@ -52,7 +56,7 @@ def main() -> None:
         last = time.monotonic()
         while process.poll() is None:
             time.sleep(1.0)
-            readings.append(reading(cluster))
+            readings.append(reading(cluster, process.pid))
             if options.undisturbed or time.monotonic() - last < options.every or not under_way(run):
                 continue
             last = time.monotonic()
@@ -109,29 +113,38 @@ def strike(cluster: Cluster, second: Any, name: str, run: Path, chance: random.R
         return f"no blow: {error}", second
 
 
-def reading(cluster: Cluster) -> dict[str, float]:
-    """Bytes of all processes of the cluster and of the objects in its stores."""
-    family = [p for node in cluster.list_all_nodes() for p in processes_of(node)]
-    total = cluster_resources()
-    return {"memory": float(sum(map(resident, family))), "objects": total}
+def reading(cluster: Cluster, driver: int) -> dict[str, float]:
+    """Bytes of all processes of the run and of the objects in its stores; by kind of process, those of one."""
+    family = [psutil.Process(driver), *(p for node in cluster.list_all_nodes() for p in processes_of(node))]
+    by_kind: dict[str, list[int]] = {}
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            kind = "driver" if process.pid == driver else kind_of(process)
+            by_kind.setdefault(kind, []).append(resident(process))
+    one = {kind: statistics.mean(values) for kind, values in by_kind.items()}
+    return {"memory": float(sum(map(sum, by_kind.values()))), "objects": cluster_resources(), **one}
+
+
+def kind_of(process: psutil.Process) -> str:
+    """A worker's class, without the call it is at; for others the name."""
+    return (process.cmdline() or [process.name()])[0].rpartition("/")[2].removeprefix("ray::").partition(".")[0]
 
 
 def processes_of(node: Any) -> list[psutil.Process]:
     """The raylet of a node and what it has started."""
     try:
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return [raylet, *raylet.children(recursive=True)]
-    except (psutil.NoSuchProcess, KeyError):
+        started = (info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, []))
+        return [
+            each for pid in started for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
+        ]
+    except psutil.NoSuchProcess:
         return []
 
 
 def resident(process: psutil.Process) -> int:
     """Bytes that are its own."""
-    try:
-        memory = process.memory_info()
-        return int(memory.rss - memory.shared)
-    except psutil.NoSuchProcess:
-        return 0
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def cluster_resources() -> float:
@@ -154,10 +167,13 @@ def report(run: Path, status: int, blows: list[str], readings: list[dict[str, fl
     print(f"updates {len(rows)}, restarts {ppo['restarts']}, wall {ppo['wall_seconds']:.0f} s")
     print(f"trained {ppo['samples_trained']}, lost {ppo['samples_lost']}, doubled {ppo['samples_duplicated']}")
     print(f"largest staleness {stale:.0f}; gold {ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f}")
-    for what in ("memory", "objects"):
-        values = [each[what] / 2**20 for each in readings]
-        thirds = [sum(part) / max(1, len(part)) for part in split(values, 4)]
-        print(f"{what}, MiB, mean of each quarter: " + ", ".join(f"{value:.0f}" for value in thirds))
+    kinds = dict.fromkeys(kind for each in readings for kind in each)
+    print("MiB, mean of each quarter; below the first two of one process of a kind, where it has 20 MiB")
+    for what in kinds:
+        values = [[each[what] / 2**20 for each in part if what in each] for part in split(readings, 4)]
+        means = [statistics.mean(part) if part else 0.0 for part in values]
+        if what in ("memory", "objects") or max(means) >= 20:
+            print(f"    {what}: " + ", ".join(f"{mean:.0f}" for mean in means))
     sound = (
         ppo["samples_lost"] == ppo["samples_duplicated"] == 0
         and stale <= 2
@@ -166,7 +182,7 @@ def report(run: Path, status: int, blows: list[str], readings: list[dict[str, fl
     return 0 if sound else 1
 
 
-def split(values: list[float], parts: int) -> list[list[float]]:
+def split(values: list[Value], parts: int) -> list[list[Value]]:
     """Parts of about the same length, in order."""
     size = max(1, len(values) // parts)
     return [values[i * size : (i + 1) * size] for i in range(parts)]
