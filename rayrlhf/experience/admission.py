@@ -90,3 +90,33 @@ class Admission:
             self._by_due[self._due[group]] -= 1
         self._due[group] = due
         self._by_due[due] += 1
+
+
+class Reserve:
+    """How many scored groups are enough in waiting: while there are as many, no more are admitted.
+
+    A learner that is slower than the rest would otherwise find every group as stale as the bound allows, for nothing. One
+    batch is enough where each is found ready. A learner that had to wait raises it at once, by two batches, and each batch
+    that it finds ready lowers it by a tenth of one, so that it hardly waits for want of a reserve.
+    """
+
+    _RISE, _FALL = 2.0, 0.1
+    _WAITED = 0.01
+    """Share of an update's time from which on its batch was waited for."""
+
+    def __init__(self, *, groups_per_step: int, max_staleness: int) -> None:
+        self._per_step = groups_per_step
+        self._most = max_staleness + 1.0
+        self._batches = 1.0
+
+    @property
+    def groups(self) -> int:
+        """Groups that are enough."""
+        return round(self._per_step * self._batches)
+
+    def follow(self, *, waited: float, learning: float) -> None:
+        """The learner has waited so many seconds for its last batch, and has taken so many for an update."""
+        if waited > self._WAITED * learning:
+            self._batches = min(self._most, self._batches + self._RISE)
+        else:
+            self._batches = max(1.0, self._batches - self._FALL)

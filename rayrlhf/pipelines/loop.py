@@ -21,7 +21,7 @@ from rayrlhf.actors.rollout import Drawn, PublishedWeights
 from rayrlhf.actors.scoring import ScoringInfo
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LedgerError, ScoringError
-from rayrlhf.experience.admission import Admission
+from rayrlhf.experience.admission import Admission, Reserve
 from rayrlhf.experience.buffer import ExperienceBuffer, ScoredGroup
 from rayrlhf.experience.ledger import Ledger
 from rayrlhf.telemetry.events import Event
@@ -143,7 +143,10 @@ class ControlLoop:
         self._tell = tell
         self.ledger = Ledger(groups_per_step=config.ppo.prompts_per_step)
         self.admission = Admission(groups_per_step=config.ppo.prompts_per_step, max_staleness=config.ppo.max_staleness)
+        self._reserve = Reserve(groups_per_step=config.ppo.prompts_per_step, max_staleness=config.ppo.max_staleness)
         self.buffer = ExperienceBuffer()
+        self._waited = 0.0
+        """Seconds that the learner waited for its last batch to be there."""
         self.version: PolicyVersion = 0
         self.learner_does = "nothing yet"
         """For those who watch."""
@@ -152,7 +155,7 @@ class ControlLoop:
         self.training = 0
         """Groups of the update under way."""
         self._trained = asyncio.Condition()
-        """Notified when an update has made room."""
+        """Notified when a batch that is taken or an update has made room."""
         self._leases: dict[GroupId, _Lease] = {}
         self._next_step = 0
         """The first step of the stream of which nothing is leased yet."""
@@ -211,6 +214,11 @@ class ControlLoop:
         """Updates after which nothing is left of what has begun until now."""
         return max(self._next_step, self.version)
 
+    @property
+    def room(self) -> int:
+        """Groups that may be admitted now: none beyond the bound on staleness, and none while enough wait for the learner."""
+        return 0 if len(self.buffer) >= self._reserve.groups else max(0, self.admission.room)
+
     # -- admit ------------------------------------------------------------------------------------------------------
 
     async def _admit(self, last: int) -> None:
@@ -220,7 +228,7 @@ class ControlLoop:
         """
         for group_id in self.ledger.untrained(last):
             async with self._trained:
-                await self._trained.wait_for(lambda: self.admission.room > 0)
+                await self._trained.wait_for(lambda: self.room > 0)
             await self._rollout.room()
             async with self._trained:  # after the last wait for anything else: a switch may be planned at any time
                 await self._trained.wait_for(lambda: not self._held(group_id))  # noqa: B023 - awaited here
@@ -318,23 +326,29 @@ class ControlLoop:
             self.learner_waits = True
             batch, recorded = await self._batch(step)
             taken = self._now()
+            await self._let_in()
             self.learner_does = f"makes update {step + 1}"
             self.learner_waits, self.training = False, len(batch)
             metrics = recorded | await self._learner.update(step)
             learning = self._now() - taken
+            self._reserve.follow(waited=self._waited, learning=learning)
             for group in batch:
                 self.ledger.train(group.group_id, group.sample_ids)
             self.admission.train([group.group_id for group in batch], step)
             self.training = 0
             metrics |= self._phases(batch, taken) | {"time/learner": learning} | await self.publish(step + 1)
-            async with self._trained:
-                self._trained.notify_all()
+            await self._let_in()
             self.learner_does = f"waits for what follows update {step + 1}"
             self.learner_waits = None
             tokens = sum(group.tokens for group in batch)
             update = Update(step=step, metrics=metrics, tokens=tokens, begun=begun, learning=learning)
             if not await self._after(update):
                 return
+
+    async def _let_in(self) -> None:
+        """Have `admit` look again at what it waits for."""
+        async with self._trained:
+            self._trained.notify_all()
 
     def _held(self, group_id: GroupId) -> bool:
         return self._switch is not None and group_id.step >= self._switch.step
@@ -344,16 +358,17 @@ class ControlLoop:
             self.learner_does = "waits for a switch to be done"
             await self._switch.act()
             self._switch = None
-            async with self._trained:
-                self._trained.notify_all()
+            await self._let_in()
 
     async def _batch(self, step: int) -> tuple[list[ScoredGroup], dict[str, float]]:
         """The batch of the next update, held by the learner; what is lost until then is drawn again."""
         timeout = self._config.rollout.call_timeout + self._config.scoring.call_timeout
+        begun = self._now()
         while True:
             batch = await self.buffer.take(
                 partial(self.admission.choose, update=step), timeout, partial(self.admission.late, update=step)
             )
+            self._waited = self._now() - begun
             try:
                 return batch, await self._learner.receive(step, batch)
             except LostObjectError as loss:

@@ -103,17 +103,17 @@ class Autoscaler:
         """What every worker does at this moment."""
         work = [self._rollout.work_of(replica.number) for replica in self._pools[0].serving]
         pending = [replica.pending for replica in self._pools[1].serving]
-        admission, ledger, queued = self._loop.admission, self._loop.ledger, self._rollout.waiting
+        room, ledger, queued = self._loop.room, self._loop.ledger, self._rollout.waiting
         drawing = sum(one.get("groups", 0) for one in work)
         issued, scored = ((n - ledger.dropped) / self._samples for n in (ledger.issued, ledger.scored + ledger.dropped))
         unscored = max(0.0, issued - scored - queued - drawing)
         behind = sum(max(0, requests - 1) for requests in pending) / max(1, sum(pending))
         window.used[0].append(fmean(min(1.0, one.get("in_work", 0) / self._slots) for one in work))
         window.used[1].append(fmean(requests > 0 for requests in pending))
-        window.waiting[0].append(queued + max(0, admission.room))
+        window.waiting[0].append(queued + room)
         window.waiting[1].append(unscored * behind)
         window.learner_waits.append(bool(self._loop.learner_waits))
-        window.at_bound.append(admission.room <= 0)
+        window.at_bound.append(room == 0)
         finished = (scored + unscored, scored)
         if self._finished is not None:
             for role, pool in enumerate(self._pools):

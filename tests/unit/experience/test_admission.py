@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from rayrlhf.errors import LedgerError
-from rayrlhf.experience.admission import Admission
+from rayrlhf.experience.admission import Admission, Reserve
 from rayrlhf.experience.ledger import Ledger
 from rayrlhf.types import GroupId, SampleId
 
@@ -229,3 +229,25 @@ class Interleavings(RuleBasedStateMachine):
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_one_batch_in_waiting_is_enough_until_the_learner_had_to_wait() -> None:
+    reserve = Reserve(groups_per_step=10, max_staleness=4)
+    assert reserve.groups == 10
+    reserve.follow(waited=0.005, learning=1.0)
+    assert reserve.groups == 10
+    reserve.follow(waited=0.5, learning=1.0)
+    assert reserve.groups == 30
+    for _ in range(9):
+        reserve.follow(waited=0.0, learning=1.0)
+    assert reserve.groups == 21
+    for _ in range(50):
+        reserve.follow(waited=0.0, learning=1.0)
+    assert reserve.groups == 10
+
+
+def test_no_more_wait_than_the_bound_lets_in() -> None:
+    reserve = Reserve(groups_per_step=10, max_staleness=1)
+    for _ in range(5):
+        reserve.follow(waited=1.0, learning=1.0)
+    assert reserve.groups == 20

@@ -58,6 +58,15 @@ def test_without_staleness_a_step_waits_for_its_longest_response_and_with_it_for
     assert synchronous / asynchronous > 1.6
 
 
+def test_a_slow_learner_is_kept_busy_by_groups_no_staler_than_that_takes() -> None:
+    """The workers could fill all that the bound lets in: one batch in waiting is enough."""
+    slow = simulated(config(staleness=4, updates=40), learner_seconds=8.0)
+    accounted(slow)
+    assert slow.learner.busy / slow.makespan > 0.97
+    settled = slow.staleness[len(slow.staleness) // 2 :]
+    assert sum(settled) / len(settled) < 2.5  # held back by the bound alone it is 4.0
+
+
 def test_a_slow_worker_costs_its_own_share_only() -> None:
     """One of four works at a third of the speed: the others draw most of it."""
 
