@@ -319,7 +319,8 @@ class ControlLoop:
 
         Consumes the buffer; waits for the groups of a batch, unblocked by `collect`.
         """
-        for step in range(self.version, last):
+        first = self.version
+        for step in range(first, last):
             await self._switch_if_due(step)
             begun = self._now()
             self.learner_does = f"waits for the batch of update {step + 1}"
@@ -331,7 +332,8 @@ class ControlLoop:
             self.learner_waits, self.training = False, len(batch)
             metrics = recorded | await self._learner.update(step)
             learning = self._now() - taken
-            self._reserve.follow(waited=self._waited, learning=learning)
+            if step > first:  # whose batch is waited for in any case
+                self._reserve.follow(waited=self._waited, learning=learning)
             for group in batch:
                 self.ledger.train(group.group_id, group.sample_ids)
             self.admission.train([group.group_id for group in batch], step)

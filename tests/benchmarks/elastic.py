@@ -25,34 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from overlap import ROOT, arguments_of
+from overlap import ENGINE, ROOT, arguments_of
 
 from rayrlhf.cli.live import _visit
 
 if TYPE_CHECKING:
     from rayrlhf.actors.control import Visitor
-
-BARE = """
-import os
-os.nice({niceness})
-from rayrlhf.config import load_config
-config = load_config({config!r}, {overrides!r})
-from rayrlhf.rollout.environment import engine_environment, runs_eagerly
-os.environ.update(engine_environment(config.rollout, device="cpu"))
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-from vllm import LLM, SamplingParams
-llm = LLM(
-    model={model!r},
-    skip_tokenizer_init=True,
-    dtype="float32",
-    max_model_len=config.model.max_length,
-    enable_chunked_prefill=False,
-    enforce_eager=runs_eagerly(config.rollout, device="cpu"),
-    max_num_seqs=config.rollout.max_num_seqs,
-    kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30),
-)
-llm.generate([{{"prompt_token_ids": [5, 6, 7]}}], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
-"""
 
 
 def main() -> None:
@@ -92,7 +70,7 @@ def main() -> None:
 def bare_start(config: str, overrides: list[str], model: Path, worker: int) -> float:
     """Seconds from the start of a process, as nice as a worker's, to the end of its vLLM's first token."""
     niceness = psutil.Process(worker).nice()
-    source = BARE.format(niceness=niceness, config=config, overrides=overrides, model=str(model.absolute()))
+    source = ENGINE.format(niceness=niceness, config=config, overrides=overrides, model=str(model.absolute()))
     begun = time.monotonic()
     subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True, capture_output=True)
     return time.monotonic() - begun
