@@ -1,4 +1,4 @@
-"""Staleness by admission: which groups may be in flight, and which of the finished ones an update must take."""
+"""Staleness by admission: which groups may be in flight, which finished ones an update must take, how many are enough."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
