@@ -16,6 +16,7 @@ import grpc
 import psutil
 import ray
 
+from rayrlhf.actors.cores import lacking
 from rayrlhf.actors.local_ray import group_of_their_own
 from rayrlhf.actors.placement import role_gpus
 from rayrlhf.config import RoleConfig, RunConfig
@@ -192,6 +193,9 @@ def inspect(config: RunConfig, nodes: list[Node], *, output_dir: Path, object_st
     _check_disk(report, output_dir)
     if existing_address(config) is None:
         _check_store(report, config.cluster.object_store_gib)
+        roles = (("rollout", config.rollout), ("scoring", config.scoring), ("learner", config.learner))
+        problems = [lacking(role.cores, key=f"{name}.cores") for name, role in roles]
+        report.shortages += [problem for problem in problems if problem is not None]
     _check_versions(report)
     store = (
         sum(node.resources.get("object_store_memory", 0.0) for node in nodes) or config.cluster.object_store_gib * GIB

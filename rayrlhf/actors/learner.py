@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors.calls import ActorLostError, alongside, resolve, together
+from rayrlhf.actors.cores import run_on
 from rayrlhf.actors.placement import actor_options, end, spawn
 from rayrlhf.actors.rollout import PublishedWeights
 from rayrlhf.actors.stacks import answer_for_stacks
@@ -66,6 +67,7 @@ class LearnerActor:
 
     def setup(self, build: Build, address: str, device: str) -> None:
         """Join the process group and make the learner."""
+        run_on(self._config.learner.cores, key="learner.cores")
         init_process_group(
             self._ranks, init_method=f"tcp://{address}", device=device, timeout=self._config.learner.call_timeout
         )

@@ -9,6 +9,7 @@ import numpy as np
 import ray
 
 from rayrlhf.actors import placement
+from rayrlhf.actors.cores import run_on
 from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.stacks import answer_for_stacks
 from rayrlhf.config import RunConfig
@@ -23,6 +24,7 @@ class RolloutWorker:
 
     def __init__(self, config: RunConfig, model_dir: str, device: str, eos_token_ids: list[int], number: int) -> None:
         self._number = number
+        self._cores = config.rollout.cores
         answer_for_stacks(config, "rollout", number)
         make = partial(
             RolloutEngine,
@@ -46,6 +48,7 @@ class RolloutWorker:
 
     def ready(self) -> None:
         """Make the engine: a call can tell why it failed, where a constructor would only leave a dead process."""
+        run_on(self._cores, key="rollout.cores")
         self._stream.start()
 
     def submit(self, groups: list[Group]) -> None:

@@ -13,6 +13,7 @@ import ray
 
 from rayrlhf.actors import placement
 from rayrlhf.actors.calls import ActorLostError, resolve
+from rayrlhf.actors.cores import run_on
 from rayrlhf.actors.placement import actor_options
 from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
@@ -58,6 +59,7 @@ class ScoringWorker:
         self, config: RunConfig, reward_model_dir: str | None, reference_dir: str, device: str, number: int
     ) -> None:
         self._number = number
+        self._cores = config.scoring.cores
         answer_for_stacks(config, "scoring", number)
         models: dict[str, Any] = {
             "reward_model_dir": reward_model_dir,
@@ -81,6 +83,7 @@ class ScoringWorker:
 
     def ready(self) -> None:
         """Load the models: a call can tell why it failed, where a constructor would only leave a dead process."""
+        run_on(self._cores, key="scoring.cores")
         self._scorer = self._make()
         self._batcher = MergingBatcher(self._scorer.score_groups, max_items=_MERGED)
 

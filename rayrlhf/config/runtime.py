@@ -1,6 +1,6 @@
 """Where things run: the resources of each role, and the services around them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,8 @@ class RoleConfig(Node):
     """GPUs; default: 1 on CUDA, 0 on CPU."""
     threads: int | None = Field(default=None, ge=1)
     """Compute threads; default: cpus rounded down, at least 1."""
+    cores: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Cores of its node that each of its processes keeps to; default: any."""
     memory_gib: float = Field(default=0.0, ge=0.0)
     """Memory reserved with Ray; 0 reserves none."""
     resources: dict[str, float] = Field(default_factory=dict)
