@@ -145,8 +145,6 @@ class ControlLoop:
         self.admission = Admission(groups_per_step=config.ppo.prompts_per_step, max_staleness=config.ppo.max_staleness)
         self._reserve = Reserve(groups_per_step=config.ppo.prompts_per_step, max_staleness=config.ppo.max_staleness)
         self.buffer = ExperienceBuffer()
-        self._waited = 0.0
-        """Seconds that the learner waited for its last batch to be there."""
         self.version: PolicyVersion = 0
         self.learner_does = "nothing yet"
         """For those who watch."""
@@ -325,7 +323,7 @@ class ControlLoop:
             begun = self._now()
             self.learner_does = f"waits for the batch of update {step + 1}"
             self.learner_waits = True
-            batch, recorded = await self._batch(step)
+            batch, recorded, waited = await self._batch(step)
             taken = self._now()
             await self._let_in()
             self.learner_does = f"makes update {step + 1}"
@@ -333,7 +331,7 @@ class ControlLoop:
             metrics = recorded | await self._learner.update(step)
             learning = self._now() - taken
             if step > first:  # whose batch is waited for in any case
-                self._reserve.follow(waited=self._waited, learning=learning)
+                self._reserve.follow(waited=waited, learning=learning)
             for group in batch:
                 self.ledger.train(group.group_id, group.sample_ids)
             self.admission.train([group.group_id for group in batch], step)
@@ -362,17 +360,20 @@ class ControlLoop:
             self._switch = None
             await self._let_in()
 
-    async def _batch(self, step: int) -> tuple[list[ScoredGroup], dict[str, float]]:
-        """The batch of the next update, held by the learner; what is lost until then is drawn again."""
+    async def _batch(self, step: int) -> tuple[list[ScoredGroup], dict[str, float], float]:
+        """The batch of the next update, held by the learner, and the seconds until it was there.
+
+        What is lost until then is drawn again.
+        """
         timeout = self._config.rollout.call_timeout + self._config.scoring.call_timeout
         begun = self._now()
         while True:
             batch = await self.buffer.take(
                 partial(self.admission.choose, update=step), timeout, partial(self.admission.late, update=step)
             )
-            self._waited = self._now() - begun
+            waited = self._now() - begun
             try:
-                return batch, await self._learner.receive(step, batch)
+                return batch, await self._learner.receive(step, batch), waited
             except LostObjectError as loss:
                 lost = [group for group in batch if group.ref.hex() == loss.object_id] or batch
                 self._draw_again([group.group_id for group in lost], loss)

@@ -263,21 +263,18 @@ class PPOStage:
         seconds = now - (update.begun if self._row_at is None else self._row_at)
         checkpoint = {} if self._checkpoint_seconds is None else {"time/checkpoint": self._checkpoint_seconds}
         self._row_at, self._checkpoint_seconds = now, None
-        return (
-            self._loop.ledger.metrics()
-            | checkpoint
-            | {
-                "time/step": seconds,
-                "time/learner_waiting": 1.0 - update.learning / seconds,
-                "perf/tokens_per_second": update.tokens / seconds,
-                "perf/memory_bytes": float(self._context.memory.current_bytes),
-                "perf/workers_rollout": float(len(self._rollout.pool.serving)),
-                "perf/workers_scoring": float(len(self._scoring.pool.serving)),
-                "perf/restarts_rollout": float(restarts["rollout"]),
-                "perf/restarts_scoring": float(restarts["scoring"]),
-                "perf/restarts_learner": float(restarts["learner"]),
-            }
-        )
+        own = {
+            "time/step": seconds,
+            "time/learner_waiting": 1.0 - update.learning / seconds,
+            "perf/tokens_per_second": update.tokens / seconds,
+            "perf/memory_bytes": float(self._context.memory.current_bytes),
+            "perf/workers_rollout": float(len(self._rollout.pool.serving)),
+            "perf/workers_scoring": float(len(self._scoring.pool.serving)),
+            "perf/restarts_rollout": float(restarts["rollout"]),
+            "perf/restarts_scoring": float(restarts["scoring"]),
+            "perf/restarts_learner": float(restarts["learner"]),
+        }
+        return self._loop.ledger.metrics() | own | checkpoint
 
     def _warn_once(self, warning: str | None) -> None:
         if warning is not None and not self._warned:

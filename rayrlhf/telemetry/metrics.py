@@ -211,7 +211,7 @@ METRICS: dict[str, Metric] = {
     "ledger/dropped": Metric("last", "samples", "Samples given up for a named reason."),
     "ledger/reissued": Metric("last", "samples", "Leases that went back to the queue after a worker died."),
     # time and speed
-    "time/step": Metric("last", "s", "Wall-clock since the row before."),
+    "time/step": Metric("last", "s", "Wall-clock of the step; in PPO since the row before."),
     "time/rollout": Metric("last", "s", "Generation."),
     "time/scoring": Metric("last", "s", "Rewards and reference."),
     "time/learner": Metric("last", "s", "Old log-probs, values and optimizer updates."),

@@ -131,7 +131,7 @@ def kind_of(process: psutil.Process) -> str:
 
 
 def processes_of(node: Any) -> list[psutil.Process]:
-    """The raylet of a node and what it has started."""
+    """The raylet of a node, with the GCS where it is, and what they have started."""
     try:
         started = (info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, []))
         return [

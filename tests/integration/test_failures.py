@@ -57,6 +57,8 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
     """SIGTERM to the whole process group, as a scheduler sends it: no process is left behind, and --resume goes on."""
     run = tmp_path / "ended"
     arguments = ["run", str(QUICKSTART), *ppo_only, "ppo.updates=12", "checkpoint.every=1", f"output_dir={tmp_path}"]
+    core = max(os.sched_getaffinity(0))
+    arguments += [f"{role}.cores=[{core}]" for role in ("rollout", "scoring", "learner")]
     with open(tmp_path / "log", "wb") as sink:
         process = subprocess.Popen(
             command(*arguments, "name=ended"),
@@ -73,6 +75,8 @@ def test_a_terminated_job_ends_cleanly_and_resumes(ppo_only: list[str], tmp_path
         time.sleep(0.01)
     told = {row["step"] for row in rows(run / "metrics.jsonl", stage="ppo")}
     assert 2 in told, "a run that goes on from this checkpoint would lack the row of its update"
+    for actor in ("RolloutWorker", "ScoringWorker", "LearnerActor"):
+        assert psutil.Process(actor_pid(process.pid, actor)).cpu_affinity() == [core]
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 130

@@ -45,6 +45,7 @@ def test_custom_resources_and_memory_are_counted() -> None:
         (["rollout.cpus=999"], "999 CPU"),
         (["device=cuda"], "device=cuda asks for a GPU"),
         (["learner.gpus=2"], "2 GPU"),
+        (["scoring.cores=[9999]"], r"scoring.cores=\[9999\] names core 9999"),
     ],
 )
 def test_an_impossible_request_names_the_shortage(overrides: list[str], sentence: str, tmp_path: Path) -> None:
