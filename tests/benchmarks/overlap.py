@@ -10,6 +10,8 @@ takes alone is read from the synchronous runs, where the other one stands still 
     efficiency = max(rollout alone, learner alone) / asynchronous step       the limit is 1
     speed-up   = synchronous step / asynchronous step                        the limit is (rollout + learner) / max of both
 
+With `--bind`, every round has a third run: asynchronous, the learner on a core of its own and all other roles on the rest.
+
 Cores share caches, memory bandwidth and clock: two processes that know nothing of each other slow each other too. How much is
 measured last: a bare learner repeats the update of a batch, in turns with a bare vLLM stopped and drawing beside it, one thread
 each. The efficiency is given with that allowed for as well.
@@ -90,34 +92,49 @@ def main() -> None:
     parser.add_argument("reward_model", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--updates", type=int, default=24)
+    parser.add_argument("--bind", action="store_true")
     options, overrides = parser.parse_known_args()
-    rows: dict[int, list[dict[str, float]]] = {0: [], 2: []}
+    settings: dict[str, tuple[int, list[str]]] = {"synchronous": (0, []), "asynchronous": (2, [])} | (
+        {"bound": (2, bound())} if options.bind else {}
+    )
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     with tempfile.TemporaryDirectory() as output:
         for number in range(options.rounds):
-            for staleness in (0, 2) if number % 2 == 0 else (2, 0):
-                name = f"round{number}_{staleness}"
-                run(options, Path(output), name, staleness, overrides)
-                rows[staleness] += logged(Path(output) / name)
+            for setting in list(settings) if number % 2 == 0 else reversed(settings):
+                name, (staleness, keys) = f"round{number}_{setting}", settings[setting]
+                run(options, Path(output), name, staleness, [*keys, *overrides])
+                rows[setting] += logged(Path(output) / name)
         slower = slowed_by_a_neighbour(options, Path(output), overrides)
-    alone = {name: median(rows[0], name) for name in ("time/rollout", "time/scoring", "time/learner", "time/sync")}
-    rollout = alone["time/rollout"] + alone["time/scoring"]
-    steps = {staleness: median(rows[staleness], "time/step") for staleness in rows}
-    print(
-        f"alone, seconds an update: rollout and scoring {rollout:.3f}, learner {alone['time/learner']:.3f}, sync",
-        end=" ",
-    )
-    print(f"{alone['time/sync']:.3f}; synchronous step {steps[0]:.3f}, asynchronous step {steps[2]:.3f}")
-    print(f"the learner's update takes {median(rows[2], 'time/learner'):.3f} beside the other roles")
-    print(
-        f"learner waits {median(rows[0], 'time/learner_waiting'):.0%} and {median(rows[2], 'time/learner_waiting'):.0%}"
-    )
-    print(f"efficiency {max(rollout, alone['time/learner']) / steps[2]:.3f}", end="")
-    print(
-        f"; {max(rollout, alone['time/learner'] * slower) / steps[2]:.3f} with what two bare processes slow each other"
-    )
-    print(
-        f"speed-up {steps[0] / steps[2]:.2f}, limit {(rollout + alone['time/learner']) / max(rollout, alone['time/learner']):.2f}"
-    )
+    report(rows, slower)
+
+
+def bound() -> list[str]:
+    """The learner on the last core of this machine, the other roles on the rest."""
+    *others, last = sorted(os.sched_getaffinity(0))
+    return [f"learner.cores=[{last}]", f"rollout.cores={others}", f"scoring.cores={others}"]
+
+
+def report(rows: dict[str, list[dict[str, float]]], slower: float) -> None:
+    """Print the ratios; `slower` is what two bare processes slow each other."""
+    names = ("time/rollout", "time/scoring", "time/learner", "time/sync", "time/step")
+    rollout, scoring, learner, sync, step = (median(rows["synchronous"], name) for name in names)
+    rollout += scoring
+    print(f"alone, seconds an update: rollout and scoring {rollout:.3f}, learner {learner:.3f}, sync {sync:.3f}")
+    print(f"synchronous step {step:.3f}, learner waits {median(rows['synchronous'], 'time/learner_waiting'):.0%}")
+    print(f"limit of the speed-up {(rollout + learner) / max(rollout, learner):.2f}")
+    for setting, values in rows.items():
+        if setting == "synchronous":
+            continue
+        taken = median(values, "time/step")
+        print(
+            f"{setting}: step {taken:.3f}, of it the learner's update {median(values, 'time/learner'):.3f},"
+            f" learner waits {median(values, 'time/learner_waiting'):.0%}"
+        )
+        print(
+            f"    efficiency {max(rollout, learner) / taken:.3f},"
+            f" {max(rollout, learner * slower) / taken:.3f} with what two bare processes slow each other;"
+            f" speed-up {step / taken:.2f}"
+        )
 
 
 def slowed_by_a_neighbour(options: argparse.Namespace, output: Path, overrides: list[str], turns: int = 4) -> float:
