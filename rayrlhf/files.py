@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rayrlhf.errors import StorageError
 
@@ -24,6 +27,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 partial.unlink(missing_ok=True)
             raise
         os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one rename."""
+    write_whole(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False, default=float) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold: a number that is none becomes null, however deep it lies."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -133,7 +133,8 @@ def usable_rows(targets: PreferenceTargets, settings: LossSettings) -> Bool[Tens
         return (targets.valid & ~targets.label.isnan()).any(1)
     better, tied = pair_masks(targets.rank)
     pairs = better | tied if _learns_ties(settings) else better
-    return pairs.flatten(1).any(1)
+    ordered = pairs.flatten(1).any(1)
+    return ordered & (targets.margin > 0) if kind == "scaled" else ordered
 
 
 def row_losses(

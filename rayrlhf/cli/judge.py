@@ -56,13 +56,17 @@ def score(
     target: Annotated[Path, typer.Argument(help="Written: the same lines with their score. Gone on with if there.")],
     combine: Annotated[str, typer.Option(help="Of an ensemble: mean, min, mean_std or mean_var.")] = "mean",
     penalty: Annotated[float, typer.Option(help="Of mean_std and mean_var.")] = 1.0,
+    field: Annotated[str, typer.Option(help="Name of the field that the score is written into.")] = "score",
+    skip: Annotated[
+        bool, typer.Option(help="Rows that cannot be scored have the score null and the reason beside it.")
+    ] = False,
     device: Device = "cpu",
 ) -> None:
     """Score a file of prompts and responses; the same command again goes on where it broke off."""
     with clear_errors():
         quiet_libraries()
         from rayrlhf.errors import ConfigError
-        from rayrlhf.reward.batch import score_file
+        from rayrlhf.reward.batch import Scoring, score_file
         from rayrlhf.reward.model import RewardModel
         from rayrlhf.reward.stats import load_stats
         from rayrlhf.telemetry.console import Console
@@ -77,7 +81,8 @@ def score(
             console.note(f"{done:,} of {total:,} rows scored")
 
         how: Literal["mean", "min", "mean_std", "mean_var"] = combine  # type: ignore[assignment]
-        scored = score_file(model, stats, source, target, combination=how, penalty=penalty, progress=tell)
+        scoring = Scoring(combination=how, penalty=penalty, field=field, skip=skip)
+        scored = score_file(model, stats, source, target, scoring, progress=tell)
         if not scored:
             console.note(f"{target} is complete already")
 
@@ -191,7 +196,11 @@ def _prepare_engine(device: str) -> None:
 
 def _preferences(path: Path, *, probability_key: str, limit: int | None = None):  # type: ignore[no-untyped-def]
     from rayrlhf.config import DataConfig, SourceConfig
-    from rayrlhf.data.dataset import read_preferences
+    from rayrlhf.data.dataset import describe_preferences
+    from rayrlhf.telemetry.console import Console
 
     source = SourceConfig(path=str(path.absolute()), format="preferences", probability_key=probability_key, limit=limit)
-    return read_preferences(source, DataConfig(max_bad_rows=0.05), seed=0)
+    records, told = describe_preferences(source, DataConfig(max_bad_rows=0.05), seed=0)
+    for sentence in told:
+        Console().note(sentence)
+    return records

@@ -1,5 +1,6 @@
 """Where text comes from, and what makes a row of it usable."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,6 +8,17 @@ from pydantic import Field, model_validator
 from rayrlhf.config.base import Node
 
 SpecialTokensInText = Literal["split", "encode"]
+Roles = Literal["refuse", "merge"]
+PlainPrompts = Literal["text", "chat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How people's text becomes tokens, where it may be read in more than one way; see DataConfig."""
+
+    special_tokens_in_text: SpecialTokensInText = "split"
+    roles: Roles = "refuse"
+    plain_prompts: PlainPrompts = "text"
 
 
 class TaskConfig(Node):
@@ -26,9 +38,16 @@ class SourceConfig(Node):
     """One data set: local files, or a name on the hub."""
 
     path: str
-    """A file (.jsonl .json .csv .tsv .parquet, also .gz) under data.root, or a data set name on the hub."""
+    """Under data.root a file (.jsonl .json .csv .tsv .parquet, also .gz), a folder of such or a pattern like
+    `part-*.jsonl`; or a data set name on the hub."""
     split: str = "train"
     """Split, for a hub name."""
+    config_name: str | None = None
+    """Configuration (subset) of a hub data set that has several."""
+    data_dir: str | None = None
+    """Folder within a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
     format: Literal["prompts", "demonstrations", "preferences", "labelled", "parallel"]
     """`parallel` is two text files whose lines belong together, such as sentences and their translations; as preferences,
     a line's own response over another's. `labelled` is text with a 0/1 label: an opening and its continuation for SFT and
@@ -40,6 +59,16 @@ class SourceConfig(Node):
     columns: list[str] | None = None
     """Names of the columns of a .csv or .tsv file without a header line."""
     prompt_key: str = "prompt"
+    """Column of the prompt. Where it is not set, the columns of known forms are found: question, instruction with input,
+    context, messages, conversations."""
+    system_key: str = "system"
+    """Column of a system message that goes before the prompt."""
+    history_key: str = "history"
+    """Column of the turns before the prompt."""
+    tools_key: str = "tools"
+    """Column of the definitions of the tools that a conversation may call."""
+    ignore: list[str] = Field(default_factory=list)
+    """Preferences: columns of text that are not part of a pair. Those that nobody knows are an error."""
     response_key: str = "response"
     chosen_key: str = "chosen"
     rejected_key: str = "rejected"
@@ -64,9 +93,9 @@ class SourceConfig(Node):
     """labelled: the first words of a text are its prompt, the rest its response."""
     start: float = Field(default=0.0, ge=0.0, lt=1.0)
     stop: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Use the rows in [start, stop), as shares of the data set after a seeded shuffle: disjoint slices serve disjoint uses."""
+    """Use the prompts in [start, stop), as shares of a seeded order: disjoint slices of a file serve disjoint uses."""
     limit: int | None = Field(default=None, ge=1)
-    """Use at most this many rows."""
+    """Use at most this many records, whole prompts of them."""
 
     @model_validator(mode="after")
     def _parallel(self) -> "SourceConfig":
@@ -99,6 +128,11 @@ class DataConfig(Node):
     special_tokens_in_text: SpecialTokensInText = "split"
     """What the tokenizer's control strings, such as `<|im_start|>`, are where people wrote them into prompts, responses or
     messages: split, the tokens of their letters, so that nobody's text can open or close a turn; encode, control tokens."""
+    roles: Roles = "refuse"
+    """What becomes of a conversation that the chat template refuses, as with a system message or two turns of one role in a
+    row: refuse, it is a bad row; merge, system text goes before the user's first, and neighbours of one role are joined."""
+    plain_prompts: PlainPrompts = "text"
+    """What a prompt that is plain text is to a model with a chat template: text, read as it stands; chat, a user's turn."""
     max_bad_rows: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of bad rows above which loading is an error."""
 
@@ -110,3 +144,10 @@ class DataConfig(Node):
                 f"data.task and data.{files[0]} exclude each other: use the built-in task or your own files"
             )
         return self
+
+    @property
+    def reading(self) -> Reading:
+        """How people's text is read."""
+        return Reading(
+            special_tokens_in_text=self.special_tokens_in_text, roles=self.roles, plain_prompts=self.plain_prompts
+        )

@@ -36,6 +36,8 @@ class SupervisedConfig(Node):
     micro_batch_tokens: int = Field(default=4096, ge=2)
     """Padded tokens of one forward pass, at most."""
     evaluate_every: int = Field(default=50, ge=1)
+    evaluate_rows: int = Field(default=1000, ge=1)
+    """Held-out rows of an evaluation during training, at most, always the same ones; at the end all are judged."""
     optim: OptimConfig = OptimConfig()
 
 

@@ -1,5 +1,6 @@
 """The account of rows that cannot be used: counted, named, and an error when there are too many."""
 
+import sys
 from dataclasses import dataclass, field
 
 from rayrlhf.errors import DataError
@@ -31,3 +32,9 @@ class BadRows:
         if share > self.allowed:
             raise DataError(f"{told} (data.max_bad_rows allows a share of {self.allowed:g}).")
         return told + "."
+
+    def tell(self) -> None:
+        """Say what `settle` has to say."""
+        told = self.settle()
+        if told is not None:
+            print(f"rayrlhf: {told}", file=sys.stderr)

@@ -1,29 +1,28 @@
-"""What the stages ask of data: text records split by prompt, and their tokens."""
+"""What the stages ask of data: text records, split by prompt."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import DataConfig, RunConfig, SourceConfig
-from rayrlhf.config.data import SpecialTokensInText
 from rayrlhf.data import adapters, arithmetic, innkeeper, preference_forms
 from rayrlhf.data.bad_rows import BadRows
-from rayrlhf.data.fields import UnusableRowError
+from rayrlhf.data.fields import Row, UnusableRowError
 from rayrlhf.data.pair_merging import merge_pairs
+from rayrlhf.data.ranking import gather
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split, pair
-from rayrlhf.data.sources import RawRow, load_rows
-from rayrlhf.data.special_tokens import ControlStrings
-from rayrlhf.data.tokenizer import control_strings_in, encode_exchange, encode_prompt, prompt_as_text
+from rayrlhf.data.source_report import SourceReport
+from rayrlhf.data.sources import load_rows
+from rayrlhf.data.splitting import sliced, split_by_prompt
 from rayrlhf.errors import DataError
-from rayrlhf.types import Example, PreferenceExample, Prompt
 
-Row = TypeVar("Row", Demonstration, Preference, PromptRow)
+Prompted = TypeVar("Prompted", Demonstration, PromptRow)
 Record = TypeVar("Record")
+Adapter = Callable[[Row, SourceConfig, str], Record]
+"""From a row, its source and its origin to a record."""
 
 
 class _Task(NamedTuple):
@@ -44,7 +43,7 @@ def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
     """Demonstrations for supervised fine-tuning."""
     if config.data.task is not None:
         return _task(config).demonstrations()
-    return _load(config, _source(config, "demonstrations"), adapters.demonstration)
+    return _load(config, _source(config, "demonstrations"), _demonstration)
 
 
 def load_preferences(config: RunConfig) -> Split[Preference]:
@@ -56,17 +55,28 @@ def load_preferences(config: RunConfig) -> Split[Preference]:
     if source.format == "labelled":
         return _labelled_pairs(config, source)
     if source.format == "parallel":
-        split = _load(config, source, adapters.demonstration)
-        return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout))
-    return _split(read_preferences(source, config.data, seed=config.seed), config)
+        split = _load(config, source, _demonstration)
+        return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout), told=split.told)
+    records, told = describe_preferences(source, config.data, seed=config.seed)
+    return split_by_prompt(records, config, told=told)
 
 
 def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> list[Preference]:
     """Every usable record of one source of preferences."""
-    rows = load_rows(source, root=data.root, seed=seed)
-    found = _adapt_all(rows, lambda row: preference_forms.preference(row, source), data, source.path)
-    gathered = preference_forms.gather(found)
-    return merge_pairs(gathered) if source.merge_pairs else gathered
+    return describe_preferences(source, data, seed=seed)[0]
+
+
+def describe_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> tuple[list[Preference], list[str]]:
+    """`read_preferences`, and in sentences what the source was recognised as and what of it is not used."""
+    found, report = _records(source, data, _preference)
+    report.refuse_unknown_texts(source)
+    gathered = gather(found)
+    if source.merge_pairs:
+        gathered = merge_pairs(gathered)
+    weighing = [record for record in gathered if record.weight > 0]
+    if len(weighing) < len(gathered):
+        report.notes.append(f"{len(gathered) - len(weighing):,} records have a weight of 0 and are left out.")
+    return sliced(((record.key, record) for record in weighing), source, seed=seed), report.told()
 
 
 def load_prompts(config: RunConfig) -> Split[PromptRow]:
@@ -74,93 +84,12 @@ def load_prompts(config: RunConfig) -> Split[PromptRow]:
     if config.data.task is not None:
         return _task(config).prompts()
     terms = [term.called for term in config.ppo.rewards]
-    split = _load(config, _source(config, "prompts"), lambda row, source: adapters.prompt_row(row, source, terms=terms))
-    return Split(train=_distinct(split.train), heldout=_distinct(split.heldout))
 
+    def adapt(row: Row, source: SourceConfig, origin: str) -> PromptRow:
+        return adapters.prompt_row(row, source, terms=terms, origin=origin)
 
-def tokenize_demonstrations(
-    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: RunConfig
-) -> list[Example]:
-    """Token sequences of demonstrations; one longer than model.max_length is a bad row."""
-
-    special = config.data.special_tokens_in_text
-
-    def encode(row: Demonstration) -> Example:
-        prompt, (response,) = encode_exchange(tokenizer, row.prompt, [row.response], special=special)
-        _check_length(len(prompt) + len(response), config.model.max_length, "prompt and response", "model.max_length")
-        return Example(token_ids=np.concatenate([prompt, response]), prompt_length=len(prompt))
-
-    _tell_control_strings([(row.prompt, [row.response]) for row in rows], tokenizer, config, "the demonstrations")
-    return _encode_all(rows, encode, config, "the demonstrations")
-
-
-def tokenize_preferences(
-    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig
-) -> list[PreferenceExample]:
-    """Token sequences of preferences; what becomes of those too long for the reward model says reward.overlong."""
-    limit, overlong = config.reward_max_length, config.reward.overlong
-
-    def encode(row: Preference) -> PreferenceExample:
-        cut, special = limit if overlong == "cut" else None, config.data.special_tokens_in_text
-        found = encode_preference(row, tokenizer, cut=cut, special=special)
-        if overlong == "refuse":
-            key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
-            _check_length(found.longest, limit, "a response with its prompt", key)
-        return found
-
-    texts = [(row.prompt, [response.text for response in row.responses]) for row in rows]
-    _tell_control_strings(texts, tokenizer, config, "the preferences")
-    encoded = _encode_all(rows, encode, config, "the preferences")
-    kept = [example for example in encoded if example.longest <= limit]
-    if overlong == "drop" and len(kept) < len(encoded):
-        told = (
-            f"{len(encoded) - len(kept)} of {len(encoded)} preferences have more than {limit} tokens and are left out"
-        )
-        print(f"rayrlhf: {told} (reward.overlong=drop).", file=sys.stderr)
-    if overlong == "cut" and (cut := sum(max(example.lengths) > limit for example in kept)):
-        told = f"{cut} of {len(kept)} preferences have a response cut at {limit} tokens"
-        print(f"rayrlhf: {told} (reward.overlong=cut).", file=sys.stderr)
-    return kept
-
-
-def encode_preference(
-    row: Preference,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    cut: int | None = None,
-    special: SpecialTokensInText = "split",
-) -> PreferenceExample:
-    """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
-    texts = [response.text for response in row.responses]
-    prompt, responses = encode_exchange(tokenizer, row.prompt, texts, special=special)
-    whole = [np.concatenate([prompt, response]) for response in responses]
-    return PreferenceExample(
-        sequences=tuple(sequence[:cut] for sequence in whole),
-        lengths=tuple(len(sequence) for sequence in whole),
-        prompt_length=len(prompt),
-        ranks=row.ranks,
-        ratings=tuple(float("nan") if r.rating is None else r.rating for r in row.responses),
-        labels=tuple(float("nan") if r.label is None else float(r.label) for r in row.responses),
-        probability=row.probability,
-        margin=row.margin,
-        weight=row.weight,
-    )
-
-
-def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[Prompt]:
-    """Prompts with ids; one longer than data.max_prompt_tokens is a bad row. Ids are stable for the same rows."""
-
-    numbered = {id(row): number for number, row in enumerate(rows)}
-
-    def encode(row: PromptRow) -> Prompt:
-        ids = encode_prompt(tokenizer, row.prompt, special=config.data.special_tokens_in_text)
-        if not len(ids):
-            raise UnusableRowError("the prompt has no tokens")
-        _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
-        return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
-
-    _tell_control_strings([(row.prompt, []) for row in rows], tokenizer, config, "the prompts")
-    return _encode_all(rows, encode, config, "the prompts")
+    split = _load(config, _source(config, "prompts"), adapt)
+    return replace(split, train=_distinct(split.train), heldout=_distinct(split.heldout))
 
 
 def tokenizer_texts(config: RunConfig) -> list[str]:
@@ -198,74 +127,57 @@ def _source(config: RunConfig, name: str) -> SourceConfig:
     return source
 
 
-def _load(config: RunConfig, source: SourceConfig, adapt: Callable[[RawRow, SourceConfig], Row]) -> Split[Row]:
-    rows = load_rows(source, root=config.data.root, seed=config.seed)
-    return _split(_adapt_all(rows, lambda row: adapt(row, source), config.data, source.path), config)
+def _demonstration(row: Row, source: SourceConfig, origin: str) -> Demonstration:
+    return adapters.demonstration(row, source, origin=origin)
 
 
-def _adapt_all(rows: Sequence[RawRow], adapt: Callable[[RawRow], Record], data: DataConfig, what: str) -> list[Record]:
-    bad = BadRows(what=what, allowed=data.max_bad_rows, total=len(rows))
-    adapted = []
-    for row in rows:
+def _preference(row: Row, source: SourceConfig, origin: str) -> Preference:
+    return preference_forms.preference(row, source, origin=origin)
+
+
+def _load(config: RunConfig, source: SourceConfig, adapt: Adapter[Prompted]) -> Split[Prompted]:
+    records, report = _records(source, config.data, adapt)
+    rows = sliced(((_slice_key(record, source), record) for record in records), source, seed=config.seed)
+    return split_by_prompt(rows, config, told=report.told())
+
+
+def _records(source: SourceConfig, data: DataConfig, adapt: Adapter[Record]) -> tuple[list[Record], SourceReport]:
+    """The record of every usable row, and the account of the source."""
+    rows = load_rows(source, root=data.root)
+    bad = BadRows(what=source.path, allowed=data.max_bad_rows, total=len(rows))
+    report = SourceReport(path=source.path, rows=len(rows))
+    found = []
+    for raw in rows:
+        row = Row(raw.fields)
+        if raw.problem:
+            bad.add(raw.origin, raw.problem)
+            continue
         try:
-            adapted.append(adapt(row))
+            found.append(adapt(row, source, raw.origin))
         except UnusableRowError as reason:
-            bad.add(row.origin, str(reason))
-    _tell(bad)
-    return adapted
+            bad.add(raw.origin, str(reason))
+        except RecursionError:
+            bad.add(raw.origin, "it is nested too deeply")
+        else:
+            report.add(row)
+    bad.tell()
+    return found, report
 
 
-def _encode_all(rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, what: str) -> list[Record]:
-    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
-    encoded = []
-    for number, row in enumerate(rows):
-        try:
-            encoded.append(encode(row))
-        except UnusableRowError as reason:
-            bad.add(row.origin or f"row {number}", str(reason))
-    _tell(bad)
-    return encoded
-
-
-def _tell(bad: BadRows) -> None:
-    told = bad.settle()
-    if told is not None:
-        print(f"rayrlhf: {told}", file=sys.stderr)
-
-
-def _tell_control_strings(
-    texts: Sequence[tuple[PromptText, Sequence[str]]],
-    tokenizer: PreTrainedTokenizerBase,
-    config: RunConfig,
-    what: str,
-) -> None:
-    counted = ControlStrings(what=what, rows=len(texts))
-    for prompt, responses in texts:
-        counted.add(control_strings_in(tokenizer, prompt, responses))
-    told = counted.told(config.data.special_tokens_in_text)
-    if told is not None:
-        print(f"rayrlhf: {told}", file=sys.stderr)
-
-
-def _check_length(tokens: int, limit: int, what: str, key: str) -> None:
-    if tokens > limit:
-        raise UnusableRowError(f"{what} has {tokens} tokens and {key} is {limit}")
-
-
-def _split(rows: list[Row], config: RunConfig) -> Split[Row]:
-    """Held out by a hash of the prompt, so that no prompt is on both sides, whatever else the file holds."""
-    train: list[Row] = []
-    heldout: list[Row] = []
-    for row in rows:
-        key = derive_seed(config.seed, "heldout", json.dumps(row.prompt, sort_keys=True) or row.origin)
-        (heldout if key < config.data.heldout_fraction * 2**31 else train).append(row)
-    return Split(train=train, heldout=heldout)
+def _slice_key(record: Demonstration | PromptRow, source: SourceConfig) -> str:
+    """What is cut as one: a prompt; of labelled texts, whose openings recur, the text with its line."""
+    return record.origin if source.format == "labelled" else record.key
 
 
 def _labelled_pairs(config: RunConfig, source: SourceConfig) -> Split[Preference]:
     """Each text is used once: the k-th positive over the k-th negative of a seeded order."""
-    rows = load_rows(source, root=config.data.root, seed=config.seed)
-    texts = _adapt_all(rows, lambda row: (*adapters.labelled_text(row, source), row.origin), config.data, source.path)
+
+    def adapt(row: Row, source: SourceConfig, origin: str) -> tuple[str, bool, str]:
+        row.form = "texts with a label"
+        return (*adapters.labelled_text(row, source), origin)
+
+    records, report = _records(source, config.data, adapt)
+    texts = sliced(((origin, (text, label, origin)) for text, label, origin in records), source, seed=config.seed)
     cut = round(len(texts) * config.data.heldout_fraction)
 
     def pairs(part: Iterable[tuple[str, bool, str]]) -> list[Preference]:
@@ -276,7 +188,7 @@ def _labelled_pairs(config: RunConfig, source: SourceConfig) -> Split[Preference
             for (good, first), (bad, second) in zip(positive, negative, strict=False)
         ]
 
-    return Split(train=pairs(texts[cut:]), heldout=pairs(texts[:cut]))
+    return Split(train=pairs(texts[cut:]), heldout=pairs(texts[:cut]), told=tuple(report.told()))
 
 
 def _mismatched(rows: Sequence[Demonstration]) -> list[Preference]:

@@ -1,6 +1,5 @@
 """The pairs of one prompt as one ranking."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
@@ -19,7 +18,7 @@ def merge_pairs(records: Sequence[Preference]) -> list[Preference]:
     """
     groups: dict[str, list[Preference]] = {}
     for number, record in enumerate(records):
-        key = json.dumps(record.prompt, sort_keys=True) if record.is_pair else f"#{number}"
+        key = record.key if record.is_pair and record.prompt else f"#{number}"
         groups.setdefault(key, []).append(record)
     return [record for group in groups.values() for record in _merged(group)]
 

@@ -1,12 +1,15 @@
 """Rows of text, before any tokenizer has seen them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""`role` and `content`, and what a template may read beside them: tool_calls, tool_call_id, name, reasoning_content."""
 PromptText = str | list[Message]
-"""Plain text, or chat messages with `role` and `content`."""
+"""Plain text, or chat messages. A first message of the role TOOLS holds, as JSON, the tools that may be called."""
+TOOLS = "tools"
 
 Row = TypeVar("Row")
 
@@ -19,6 +22,11 @@ class Demonstration:
     response: str
     origin: str = ""
     """File and line, for error messages."""
+
+    @property
+    def key(self) -> str:
+        """What all rows of one prompt have in common."""
+        return key_of(self.prompt, [self.response])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,11 @@ class Preference:
     subset: str = ""
     weight: float = 1.0
     origin: str = ""
+
+    @property
+    def key(self) -> str:
+        """What all records of one prompt have in common."""
+        return key_of(self.prompt, [response.text for response in self.responses])
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -100,9 +113,19 @@ class PromptRow:
     """The reward terms that score its responses; None: all of them."""
     origin: str = ""
 
+    @property
+    def key(self) -> str:
+        """What all rows of one prompt have in common."""
+        return key_of(self.prompt, [])
+
     def scored_by(self, term: str) -> bool:
         """Whether the reward term of that name scores its responses."""
         return self.rewards is None or term in self.rewards
+
+
+def key_of(prompt: PromptText, texts: Sequence[str]) -> str:
+    """What tells one prompt from another; without a prompt the texts that were written tell it."""
+    return json.dumps(prompt or sorted(texts), sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +134,5 @@ class Split(Generic[Row]):
 
     train: list[Row]
     heldout: list[Row]
+    told: tuple[str, ...] = field(default=(), compare=False)
+    """What was found in the source, in sentences: its form, the columns used and ignored, what was left out."""

@@ -4,16 +4,18 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.config.data import SpecialTokensInText
+from rayrlhf.config.data import Roles, SpecialTokensInText
+from rayrlhf.data.chat import write_conversation
+from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Message
-from rayrlhf.errors import ModelError
+from rayrlhf.errors import ModelError, in_one_line
 
 Part = str | int
 """Text as a person wrote it, or a control token's id."""
@@ -86,14 +88,12 @@ def parse(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Part]:
     return [part for part in [*parts, text[end:]] if part != ""]
 
 
-def parse_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Part]:
+def parse_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, roles: Roles) -> list[Part]:
     """Chat messages as their template writes them before a response; what people wrote stays text, word for word."""
     strings = list(_controls(tokenizer).ids)
     covered = [_map_text(message, functools.partial(_cover, tokenizer, strings)) for message in messages]
-    written = tokenizer.apply_chat_template(covered, add_generation_prompt=True, tokenize=False)
-    assert isinstance(written, str)
     parts: list[Part] = []
-    for part in parse(tokenizer, written):
+    for part in parse(tokenizer, write_conversation(tokenizer, covered, roles=roles)):
         restored = _MARKED.sub(lambda mark: strings[int(mark.group(1))], part) if isinstance(part, str) else part
         parts.append(restored)
     return parts
@@ -108,8 +108,7 @@ def encode_parts(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], *, a
     if not any(controls.pattern.search(part) for part in parts if isinstance(part, str)):
         names = {number: text for text, number in controls.ids.items()}
         whole = "".join(part if isinstance(part, str) else names[part] for part in parts)
-        ids: list[int] = tokenizer(whole, add_special_tokens=add_special_tokens).input_ids
-        return ids
+        return _ids(lambda: tokenizer(whole, add_special_tokens=add_special_tokens).input_ids)
     if controls.twin is None:
         raise ModelError(
             f"The tokenizer {tokenizer.name_or_path} cannot read {next(iter(controls.ids))!r} and the like in people's text "
@@ -117,8 +116,16 @@ def encode_parts(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], *, a
         )
     marks = {number: _mark(index) for index, number in enumerate(controls.ids.values())}
     whole = "".join(part if isinstance(part, str) else marks[part] for part in parts)
-    found = controls.twin.encode(whole, add_special_tokens=add_special_tokens).ids
+    twin = controls.twin
+    found = _ids(lambda: twin.encode(whole, add_special_tokens=add_special_tokens).ids)
     return [controls.marked.get(number, number) for number in found]
+
+
+def _ids(encode: Callable[[], list[int]]) -> list[int]:
+    try:
+        return encode()
+    except Exception as error:  # noqa: BLE001 - whatever a tokenizer of other people's code raises at a text
+        raise UnusableRowError(f"the tokenizer refuses it: {in_one_line(error)}") from None
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase) -> _Controls:

@@ -7,7 +7,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rayrlhf.config.data import SpecialTokensInText
+from rayrlhf.config.data import Reading
+from rayrlhf.data.chat import write_conversation
 from rayrlhf.data.schema import PromptText
 from rayrlhf.data.special_tokens import (
     Part,
@@ -25,6 +26,7 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+AS_IT_IS = Reading()
 _NEUTRAL = ("\n", ":", "?", "a")
 """Texts to stand before a response where its prompt's end would change with it."""
 _NEUTRAL_PARTS: list[list[Part]] = [[text] for text in _NEUTRAL]
@@ -80,22 +82,18 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: PromptText, *, special: SpecialTokensInText = "split"
-) -> np.ndarray:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptText, *, reading: Reading = AS_IT_IS) -> np.ndarray:
     """Ids [P] of a prompt, with the special tokens its tokenizer or chat template puts before a response.
 
     An encoder's separator stays between prompt and response, as between the two texts of a pair. A beginning-of-sequence
-    token that the text itself begins with is that of the tokenizer. `special` says what control strings in the text are.
+    token that the text itself begins with is that of the tokenizer. `reading` says what may be read in more than one way.
     """
-    return _encode_prompt(tokenizer, prompt, special)[0]
+    return _encode_prompt(tokenizer, prompt, reading)[0]
 
 
-def encode_response(
-    tokenizer: PreTrainedTokenizerBase, response: str, *, special: SpecialTokensInText = "split"
-) -> np.ndarray:
+def encode_response(tokenizer: PreTrainedTokenizerBase, response: str, *, reading: Reading = AS_IT_IS) -> np.ndarray:
     """Ids [R] of a response that nothing stands before, its end token included, once."""
-    return _ended(tokenizer, encode_parts(tokenizer, _response(tokenizer, response, special), add_special_tokens=False))
+    return _ended(tokenizer, encode_parts(tokenizer, _response(tokenizer, response, reading), add_special_tokens=False))
 
 
 def encode_exchange(
@@ -103,7 +101,7 @@ def encode_exchange(
     prompt: PromptText,
     responses: Sequence[str],
     *,
-    special: SpecialTokensInText = "split",
+    reading: Reading = AS_IT_IS,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Ids [P] of a prompt and [R] of each response to it, end tokens included: those of the two read as one text.
 
@@ -112,12 +110,12 @@ def encode_exchange(
     token, which a policy that is given the prompt can never draw, the response's tokens are those after other text.
     """
     if not prompt:
-        return np.zeros(0, dtype=np.int32), [encode_response(tokenizer, text, special=special) for text in responses]
-    ids, parts = _encode_prompt(tokenizer, prompt, special)
+        return np.zeros(0, dtype=np.int32), [encode_response(tokenizer, text, reading=reading) for text in responses]
+    ids, parts = _encode_prompt(tokenizer, prompt, reading)
     if tokenizer.cls_token_id is not None and ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id):
-        return ids, [encode_response(tokenizer, text, special=special) for text in responses]
+        return ids, [encode_response(tokenizer, text, reading=reading) for text in responses]
     befores = [_tail(parts), *_NEUTRAL_PARTS]
-    return ids, [_continued(tokenizer, befores, _response(tokenizer, text, special)) for text in responses]
+    return ids, [_continued(tokenizer, befores, _response(tokenizer, text, reading)) for text in responses]
 
 
 def control_strings_in(tokenizer: PreTrainedTokenizerBase, prompt: PromptText, responses: Sequence[str]) -> list[str]:
@@ -164,23 +162,24 @@ def exchange_as_text(prompt: PromptText, response: str) -> str:
 
 
 def _encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: PromptText, special: SpecialTokensInText
+    tokenizer: PreTrainedTokenizerBase, prompt: PromptText, reading: Reading
 ) -> tuple[np.ndarray, list[Part]]:
     """Ids [P] of a prompt, and the parts it was written with."""
+    if isinstance(prompt, str) and reading.plain_prompts == "chat":
+        prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         text = _without_bos(tokenizer, prompt)
-        parts: list[Part] = [text] if special == "split" else parse(tokenizer, text)
+        parts: list[Part] = [text] if reading.special_tokens_in_text == "split" else parse(tokenizer, text)
         ids = encode_parts(tokenizer, parts, add_special_tokens=True)
         if ids and ids[-1] == tokenizer.eos_token_id and tokenizer.cls_token_id is None:
             ids = ids[:-1]
         return np.asarray(ids, dtype=np.int32), parts
     if tokenizer.chat_template is None:
         raise ModelError("The prompts are chat messages and the tokenizer has no chat template to write them with.")
-    if special == "split":
-        parts = parse_messages(tokenizer, prompt)
+    if reading.special_tokens_in_text == "split":
+        parts = parse_messages(tokenizer, prompt, roles=reading.roles)
     else:
-        written = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        parts = parse(tokenizer, str(written))
+        parts = parse(tokenizer, write_conversation(tokenizer, prompt, roles=reading.roles))
     return np.asarray(encode_parts(tokenizer, parts, add_special_tokens=False), dtype=np.int32), parts
 
 
@@ -196,9 +195,9 @@ def _continued(
     return _ended(tokenizer, encode_parts(tokenizer, response, add_special_tokens=False))
 
 
-def _response(tokenizer: PreTrainedTokenizerBase, response: str, special: SpecialTokensInText) -> list[Part]:
+def _response(tokenizer: PreTrainedTokenizerBase, response: str, reading: Reading) -> list[Part]:
     text = _without_end(tokenizer, response)
-    return [text] if special == "split" else parse(tokenizer, text)
+    return [text] if reading.special_tokens_in_text == "split" else parse(tokenizer, text)
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> np.ndarray:

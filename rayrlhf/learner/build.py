@@ -9,16 +9,12 @@ import numpy as np
 from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RewardConfig, RunConfig
-from rayrlhf.data.dataset import (
-    load_demonstrations,
-    load_preferences,
-    tokenize_demonstrations,
-    tokenize_preferences,
-)
+from rayrlhf.data.dataset import load_demonstrations, load_preferences
+from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
-from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usable
+from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usable, learned_from
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
@@ -51,6 +47,7 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
     settings = LossSettings(**config.reward.loss.model_dump())
     train = tokenize_preferences(preferences.train, tokenizer, config)
     check_usable(train, settings, what="the training preferences")
+    train = [row for row, learned in zip(train, learned_from(train, settings), strict=True) if learned]
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
     train = share_of(train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)

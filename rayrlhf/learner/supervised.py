@@ -46,6 +46,7 @@ class SupervisedLearner:
         self._tokenizer = tokenizer
         self._train = train
         self._heldout = heldout
+        self._judges = some_of(heldout, settings.evaluate_rows, seed=config.seed)
         self._ranks = ranks
         for rows in (train, heldout):
             self._plan(rows)  # a row that does not fit is told now, not when its step comes
@@ -87,12 +88,13 @@ class SupervisedLearner:
         }
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Loss (and accuracy) over every held-out row."""
-        weight = self._objective.weight(self._heldout)
+    def evaluate(self, whole: bool = False) -> dict[str, float]:
+        """Loss (and accuracy) over the held-out rows, at most `evaluate_rows` of them unless it is the `whole`."""
+        rows = self._heldout if whole else self._judges
+        weight = self._objective.weight(rows)
         parts = [
             self._objective.loss(self._core.model, some, batch, weight=weight, dtype=self._dtype)[1]
-            for some, batch in self._micro_batches(self._heldout)
+            for some, batch in self._micro_batches(rows)
         ]
         return {f"eval/{name}": value for name, value in self._total(parts).items() if name != "margin"}
 
@@ -142,3 +144,11 @@ class SupervisedLearner:
         added = all_reduce_sum([*sums, *counts], self._ranks)
         pairs = zip(names, added[: len(names)], added[len(names) :], strict=True)
         return {name: value / count for name, value, count in pairs if count}
+
+
+def some_of(rows: Sequence[Any], most: int, *, seed: int) -> Sequence[Any]:
+    """At most so many of the rows, in their order, the same ones for one seed."""
+    if len(rows) <= most:
+        return rows
+    chosen = np.random.default_rng(derive_seed(seed, "evaluation")).permutation(len(rows))[:most]
+    return [rows[i] for i in sorted(chosen)]

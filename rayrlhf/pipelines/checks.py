@@ -2,10 +2,8 @@
 
 import socket
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from rayrlhf.actors.cluster import (
@@ -20,16 +18,14 @@ from rayrlhf.actors.cluster import (
     with_shares,
 )
 from rayrlhf.config import FunctionReward, HttpReward, MetricReward, RunConfig, Stage
-from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
-from rayrlhf.data.schema import PromptRow, Split
-from rayrlhf.errors import ConfigError, DataError, ResourceError
+from rayrlhf.errors import ConfigError, ResourceError
 from rayrlhf.models.checks import check_scorer
 from rayrlhf.models.load import check_loadable
 from rayrlhf.models.size import count_parameters
+from rayrlhf.pipelines.data_checks import DataCheck, FoundData
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
 from rayrlhf.pipelines.plan import Plan
-from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.reward.importable import check_importable
 from rayrlhf.reward.stats import load_stats
 
@@ -45,7 +41,8 @@ class Checked:
     plan: Plan
     preflight: Preflight
     notes: list[str]
-    """What a user should be told of the models."""
+    """What a user should be told of the models and the data."""
+    data: dict[Stage, FoundData]
 
 
 def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = False) -> Checked:
@@ -60,12 +57,17 @@ def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = Fa
     origins = _Origins(config, kept=resume or only is not None)
     notes = check_models(config)
     _check_own_models(config, origins)
-    rows = _check_data(config, origins)
+    data = DataCheck(config=config, policy_dir=origins.policy() if "ppo" in config.stages else None).run()
+    notes += [sentence for found in data.values() for sentence in found.sentences()]
     warnings = _check_rewards(config)
     report, config = _preflight(config)
     report.warnings.extend(warnings)
-    plan = Plan(parameters=count_parameters(config.model), device=report.device, rows=rows)
-    return Checked(config=config, plan=plan, preflight=report, notes=notes)
+    plan = Plan(
+        parameters=count_parameters(config.model),
+        device=report.device,
+        rows={stage: found.rows for stage, found in data.items()},
+    )
+    return Checked(config=config, plan=plan, preflight=report, notes=notes, data=data)
 
 
 def _check_output_dir(config: RunConfig) -> None:
@@ -135,51 +137,6 @@ def _check_own_models(config: RunConfig, origins: _Origins) -> None:
                 f"PPO needs a reward model and {RunFolder(config).model_dir('reward_model')} is not there: run the reward "
                 f"stage first, or give the path of one in ppo.rewards=[{{kind: model, path: ...}}]."
             )
-
-
-def _check_data(config: RunConfig, origins: _Origins) -> dict[Stage, int]:
-    """Read every source once before anything starts, so that a bad file is known now and not after the stages before it.
-
-    Answers with the rows each stage trains on.
-    """
-    loaders: dict[Stage, Callable[[RunConfig], Split[Any]]] = {
-        "sft": load_demonstrations,
-        "reward": load_preferences,
-        "ppo": load_prompts,
-    }
-    rows = {}
-    policy = origins.policy() if "ppo" in config.stages else None
-    for stage in config.stages:
-        split = loaders[stage](config)
-        if stage == "ppo" and policy is not None:
-            # Before anything is counted: a row that its tokenizer refuses is why there are too few.
-            load_prompt_set(config, policy_dir=policy)
-        if not split.train or not split.heldout:
-            raise DataError(
-                f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
-                f"give more rows, or change data.heldout_fraction={config.data.heldout_fraction:g}."
-            )
-        rows[stage] = len(split.train)
-        if stage == "ppo":
-            _check_references(config, split)
-    return rows
-
-
-def _check_references(config: RunConfig, prompts: Split[PromptRow]) -> None:
-    metrics = [term for term in config.ppo.rewards if isinstance(term, MetricReward)]
-    without = [row for row in (*prompts.train, *prompts.heldout) if row.reference is None]
-    lacking = next(((term, row) for term in metrics for row in without if row.scored_by(term.called)), None)
-    if lacking is not None:
-        metric, row = lacking
-        key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
-        raise DataError(
-            f"The reward {metric.name} compares with a reference and {row.origin or 'a prompt'} has none: give {key}."
-        )
-
-
-def _reference_key(config: RunConfig) -> str:
-    assert config.data.prompts is not None
-    return f"every prompt the field data.prompts.reference_key={config.data.prompts.reference_key}"
 
 
 def _check_rewards(config: RunConfig) -> list[str]:

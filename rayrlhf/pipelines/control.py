@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from rayrlhf.actors.control import Answer, ControlDesk, Request, here
 from rayrlhf.errors import RayrlhfError
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json
 from rayrlhf.telemetry.events import Event, EventLog
 
 RUN_FILE = "run.json"
@@ -49,7 +48,7 @@ class RunControl:
             "host": socket.gethostname(),
             "since": time.time(),
         }
-        write_whole(self._run_dir / RUN_FILE, json.dumps(facts, indent=1) + "\n")
+        write_json(self._run_dir / RUN_FILE, facts)
         self._thread.start()
         return self
 

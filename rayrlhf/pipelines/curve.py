@@ -8,7 +8,7 @@ from typing import Any
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_preferences
 from rayrlhf.errors import ConfigError
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json
 from rayrlhf.pipelines.folder import STAGE_OUTPUT
 from rayrlhf.pipelines.run import run_stages
 from rayrlhf.reward.judge import EVALUATION_FILE
@@ -34,7 +34,7 @@ def learning_curve(
         found = json.loads((root / STAGE_OUTPUT["reward"] / EVALUATION_FILE).read_text())
         points.append({"share": share, "rows": round(share * rows)} | {name: found.get(name) for name in _KEPT})
     folder = Path(config.output_dir) / f"{config.name}-curve"
-    write_whole(folder / CURVE_FILE, json.dumps(points, indent=1) + "\n")
+    write_json(folder / CURVE_FILE, points)
     return folder, points
 
 

@@ -1,7 +1,6 @@
 """failure.json: what ended a run, how far it was, and the command that goes on with it."""
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import RayrlhfError, StoppedError, StorageError
 from rayrlhf.experience.spool import ExperienceSpool
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json
 from rayrlhf.pipelines.checkpoint import CheckpointStore
 from rayrlhf.pipelines.folder import RunFolder, tracks
 
@@ -69,7 +68,7 @@ def record_failure(
         "resume": command,
     }
     with contextlib.suppress(StorageError):  # on a full disk the failure itself is still the one to tell
-        write_whole(folder.root / FAILURE_FILE, json.dumps(record, indent=2) + "\n")
+        write_json(folder.root / FAILURE_FILE, record)
     if interrupted:
         told = f"go on with: {command}" if command else "nothing was saved yet, so start it again"
         return KeyboardInterrupt(f"interrupted; {told}")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rayrlhf.config import RunConfig
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json, write_whole
 from rayrlhf.telemetry.account import forget_stage
 
 STAGE_OUTPUT = {"sft": "sft", "reward": "reward_model", "ppo": "policy"}
@@ -83,6 +83,12 @@ class RunFolder:
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved configuration, in one rename."""
         write_whole(self.root / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    def save_data_account(self, found: dict[Any, dict[str, Any]]) -> None:
+        """Write, or add to, what was found in each stage's data: data.json."""
+        path = self.root / "data.json"
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, known | found)
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration, key by key with dots; empty where there is none."""

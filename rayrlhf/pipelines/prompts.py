@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import load_prompts, task_best_gold, tokenize_prompts
+from rayrlhf.data.dataset import load_prompts, task_best_gold
+from rayrlhf.data.encoding import tokenize_prompts
 from rayrlhf.data.prompts import PromptStream
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError

@@ -24,6 +24,9 @@ from rayrlhf.pipelines.supervised import Trained, base_directory, train
 from rayrlhf.reward.model import MEMBERS
 from rayrlhf.reward.package import package
 
+_FIGURES = ("nll", "ece", "temperature", "balanced_accuracy", "label_auroc", "rating_spearman")
+"""Of the held-out preferences, null where they do not give it."""
+
 
 async def run_reward(context: RunContext) -> dict[str, Any]:
     """Train, package and judge the reward model; the stage's part of the summary."""
@@ -55,10 +58,10 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
     return {
         "wall_seconds": time.monotonic() - started,
         "tokens": context.account.tokens("reward"),
-        "heldout_accuracy": judged["accuracy"],
+        "heldout_accuracy": judged.get("accuracy"),
         "members": config.reward.members,
         "heads": config.reward.heads,
-        **{name: judged[name] for name in ("nll", "ece", "temperature", "balanced_accuracy")},
+        **{name: judged.get(name) for name in ("at_chance", *_FIGURES)},
     }
 
 

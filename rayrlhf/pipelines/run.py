@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def run_stages(
         demand(report)
         try:
             _open_folder(folder, config, console, plan, resume=resume, only=only)
+            folder.save_data_account({stage: asdict(found) for stage, found in checked.data.items()})
         except OSError as error:
             raise ConfigError(f"The run's folder {folder.root} cannot be used: {error}.") from error
         show_plan(console, config, checked.plan)
@@ -306,9 +308,7 @@ def _show_outcome(console: Console, config: RunConfig, summary: dict[str, Any]) 
         rows.append(["sft", f"held-out loss {stages['sft']['loss']:.3f}", f"{stages['sft']['wall_seconds']:.0f} s"])
     if "reward" in stages:
         reward = stages["reward"]
-        rows.append(
-            ["reward", f"held-out accuracy {reward['heldout_accuracy']:.3f}", f"{reward['wall_seconds']:.0f} s"]
-        )
+        rows.append(["reward", _of_reward_model(reward), f"{reward['wall_seconds']:.0f} s"])
     if "ppo" in stages:
         ppo = stages["ppo"]
         right_or_wrong = ppo["pass_rate_after"] is not None
@@ -325,3 +325,14 @@ def _show_outcome(console: Console, config: RunConfig, summary: dict[str, Any]) 
         told += f", KL {ppo['kl_to_reference']:z.2f} nats"
         rows.append([f"ppo: {words.algorithm}", told, f"{ppo['wall_seconds']:.0f} s"])
     console.table("outcome", ["stage", "result", "time"], rows)
+
+
+def _of_reward_model(facts: dict[str, Any]) -> str:
+    if facts["heldout_accuracy"] is not None:
+        told = f"held-out accuracy {facts['heldout_accuracy']:.3f}"
+        return f"{told}: NO BETTER THAN CHANCE" if facts["at_chance"] else told
+    if facts["label_auroc"] is not None:
+        return f"held-out AUROC of labels {facts['label_auroc']:.3f}"
+    if facts["rating_spearman"] is not None:
+        return f"held-out rank correlation with ratings {facts['rating_spearman']:.3f}"
+    return "held-out part without pairs, labels or ratings"

@@ -147,7 +147,7 @@ class _Training:
                 if step <= self._done:
                     continue
                 if step % self._settings.evaluate_every == 0 or step == total:
-                    self._evaluated = await self._evaluate()
+                    self._evaluated = await self._evaluate(whole=step == total and not self._keep_best)
                     metrics |= self._evaluated
                 metrics["time/step"] = time.monotonic() - begun
                 metrics["perf/memory_bytes"] = float(self._context.memory.current_bytes)
@@ -164,8 +164,9 @@ class _Training:
         self._context.account.add_tokens(self._track.partition("_")[0], self._track, tokens)
         return Trained(metrics=await self._finish(output), tokens=tokens)
 
-    async def _evaluate(self) -> dict[str, float]:
-        evaluated: dict[str, float] = await self._learner.call("evaluate")
+    async def _evaluate(self, *, whole: bool) -> dict[str, float]:
+        """On a part of the held-out rows; the best weights are chosen by one and the same part, to the end."""
+        evaluated: dict[str, float] = await self._learner.call("evaluate", whole)
         if self._keep_best and (self._best is None or evaluated["eval/loss"] < self._best["eval/loss"]):
             await self._learner.call("export", str(self._candidate))
             self._best = evaluated
@@ -178,7 +179,7 @@ class _Training:
     async def _finish(self, output: Path) -> dict[str, float]:
         if self._best is None:
             await self._learner.call("export", str(output))
-            return self._evaluated or await self._learner.call("evaluate")
+            return self._evaluated or await self._learner.call("evaluate", True)
         shutil.rmtree(output, ignore_errors=True)
         self._candidate.rename(output)
         return self._best

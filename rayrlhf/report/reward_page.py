@@ -102,6 +102,8 @@ def evaluation_rows(found: Row) -> list[list[str]]:
     rows = [["pairs", f"{found['pairs']:,}", f"of {found['prompts']:,} prompts, {found['left_out']:,} rows left out"]]
     if "accuracy" in found:
         interval = f"95 % interval {number(found['accuracy_low'])} to {number(found['accuracy_high'])}"
+        if found.get("at_chance"):
+            rows.append(["AT CHANCE", "", "the interval of the accuracy holds a coin's 0.5: this model judges nothing"])
         rows += [
             ["accuracy", number(found["accuracy"]), f"{interval}; ties wrong {number(found['strict_accuracy'])}"],
             ["pick the longer", number(found["longer_accuracy"]), "what a rule of length alone gets right"],
@@ -119,6 +121,12 @@ def evaluation_rows(found: Row) -> list[list[str]]:
             ["negative log-likelihood", number(found["nll"]), "nats; 0.693 is a coin"],
             ["Brier score", number(found["brier"]), "0.25 is a coin"],
         ]
+    if "label_auroc" in found:
+        rows.append(
+            ["labels", number(found["label_auroc"]), "AUROC: a good response scores above a bad one; 0.5 is a coin"]
+        )
+    if "rating_spearman" in found:
+        rows.append(["ratings", number(found["rating_spearman"]), "rank correlation of score and rating"])
     rows += [
         ["score", f"{number(found['score_mean'])} ± {number(found['score_std'])}", "over all responses"],
         ["spread in a prompt", number(found["within_prompt_std"]), "standard deviation of its responses' scores"],
@@ -182,7 +190,7 @@ def _evaluation_tiles(found: Row) -> list[str]:
         return []
     interval = f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}"
     made = [
-        tile("Accuracy", f"{found['accuracy']:.1%}", interval),
+        tile("Accuracy", f"{found['accuracy']:.1%}", f"at chance: {interval}" if found.get("at_chance") else interval),
         tile("Pick the longer", f"{found['longer_accuracy']:.1%}", "a rule of length alone"),
         tile("Balanced accuracy", number(found["balanced_accuracy"], "{:.1%}"), "longer and shorter weigh the same"),
         tile("Calibration error", f"{found['ece']:.3f}", f"best temperature {found['temperature']:.2f}"),

@@ -88,7 +88,8 @@ def _tiles(record: RunRecord) -> str:
     found = _objective_tiles(record, stages.get("ppo", {}))
     accuracy = stages.get("reward", {}).get("heldout_accuracy", record.last("reward", "eval/accuracy"))
     if accuracy is not None:
-        found.append(tile("Reward model", f"{accuracy:.1%}", "held-out pairs in order"))
+        chance = ", no better than chance" if stages.get("reward", {}).get("at_chance") else ""
+        found.append(tile("Reward model", f"{accuracy:.1%}", f"held-out pairs in order{chance}"))
     loss = stages.get("sft", {}).get("loss", record.last("sft", "eval/nll"))
     if loss is not None:
         found.append(tile("SFT", f"{loss:.3f}", "held-out loss, nats per token"))

@@ -12,8 +12,9 @@ from sklearn.model_selection import GroupKFold
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.preference_metrics import longer_accuracy
-from rayrlhf.data.dataset import encode_preference
+from rayrlhf.data.encoding import encode_preference
 from rayrlhf.data.schema import Preference
+from rayrlhf.data.splitting import normal_form
 from rayrlhf.data.tokenizer import control_strings_in
 
 _FOLDS = 5
@@ -78,8 +79,8 @@ def _shared(rows: Sequence[Preference], heldout: Sequence[Preference]) -> dict[s
     """Held-out prompts that are trained on, but for case and spaces: scores on them are no test."""
     if not heldout:
         return {}
-    trained = {_normal(_prompt(row)) for row in rows}
-    shared = {prompt for row in heldout if (prompt := _normal(_prompt(row))) in trained}
+    trained = {normal_form(row.key) for row in rows}
+    shared = {prompt for row in heldout if (prompt := normal_form(row.key)) in trained}
     return {"heldout_rows": len(heldout), "heldout_prompts": len(_groups(heldout)), "shared_prompts": len(shared)}
 
 
@@ -127,7 +128,7 @@ def _template(rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) ->
 def _suspects(pairs: Sequence[Preference]) -> dict[str, Any]:
     """Labels that models of the other prompts disagree with: a linear model of word n-grams, cross-fitted by prompt."""
     groups = _groups(pairs)
-    index = np.array([groups[_prompt(row)] for row in pairs])
+    index = np.array([groups[row.key] for row in pairs])
     words = HashingVectorizer(n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm="l2")
     difference = words.transform([r.chosen for r in pairs]) - words.transform([r.rejected for r in pairs])
     side = np.random.default_rng(0).integers(2, size=len(pairs)) * 2 - 1
@@ -158,13 +159,9 @@ def _suspects(pairs: Sequence[Preference]) -> dict[str, Any]:
 def _groups(rows: Sequence[Preference]) -> dict[str, int]:
     groups: dict[str, int] = {}
     for row in rows:
-        groups.setdefault(_prompt(row), len(groups))
+        groups.setdefault(row.key, len(groups))
     return groups
 
 
 def _prompt(row: Preference) -> str:
     return row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt, sort_keys=True)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -1,6 +1,5 @@
 """Judging a reward model by preferences it was not trained on."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ import numpy as np
 from rayrlhf.algorithms import preference_metrics as metrics
 from rayrlhf.data.schema import Preference
 from rayrlhf.errors import DataError
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json
 from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.stats import RewardStats
 
@@ -41,7 +40,7 @@ class ScoredPreferences:
     def prompt_of_each(self) -> np.ndarray:
         """The number of its prompt for each response of all rows, one after the other."""
         numbers: dict[str, int] = {}
-        rows = [numbers.setdefault(_prompt_key(row), len(numbers)) for row in self.rows]
+        rows = [numbers.setdefault(row.key, len(numbers)) for row in self.rows]
         return np.repeat(rows, [len(own) for own in self.lengths])
 
     def less_length(self, stats: RewardStats, share: float) -> "ScoredPreferences":
@@ -105,7 +104,7 @@ def judge(scored: ScoredPreferences, stats: RewardStats | None = None) -> Judged
     figures: dict[str, Any] = {
         "rows": len(scored.rows),
         "left_out": scored.left_out,
-        "prompts": len({_prompt_key(row) for row in scored.rows}),
+        "prompts": len({row.key for row in scored.rows}),
         "pairs": len(pairs.difference),
         "members": int(scored.scores[0].shape[1]),
         **_scores(scored),
@@ -116,14 +115,14 @@ def judge(scored: ScoredPreferences, stats: RewardStats | None = None) -> Judged
             figures |= _less_length(scored, stats)
         if figures["members"] > 1:
             figures |= _disagreement(pairs)
+    figures |= _without_pairs(scored)
     figures |= _best_of_k(scored) | _best_of_n(scored)
     return Judged(scored=scored, pairs=pairs, figures=figures)
 
 
 def save_judged(judged: Judged, directory: Path) -> dict[str, Any]:
     """Write evaluation.json; its figures."""
-    text = json.dumps(judged.figures, indent=1, default=float)
-    write_whole(directory / EVALUATION_FILE, text + "\n")
+    write_json(directory / EVALUATION_FILE, judged.figures)
     return judged.figures
 
 
@@ -132,7 +131,7 @@ def pairs_of(scored: ScoredPreferences) -> Pairs:
     columns: dict[str, list[Any]] = {name: [] for name in Pairs.__dataclass_fields__}
     clusters: dict[str, int] = {}
     for row, scores, lengths in zip(scored.rows, scored.scores, scored.lengths, strict=True):
-        cluster = clusters.setdefault(_prompt_key(row), len(clusters))
+        cluster = clusters.setdefault(row.key, len(clusters))
         for better, worse in row.strict_pairs():
             difference = scores[better] - scores[worse]
             columns["difference"].append(float(difference.mean()))
@@ -151,6 +150,7 @@ def _ordering(pairs: Pairs) -> dict[str, Any]:
         "accuracy": interval.value,
         "accuracy_low": interval.low,
         "accuracy_high": interval.high,
+        "at_chance": interval.low <= 0.5,
         "strict_accuracy": metrics.strict_accuracy(difference),
         "balanced_accuracy": metrics.balanced_accuracy(difference, longer_by),
         "longer_accuracy": metrics.longer_accuracy(longer_by),
@@ -258,6 +258,22 @@ def _disagreement(pairs: Pairs) -> dict[str, Any]:
     }
 
 
+def _without_pairs(scored: ScoredPreferences) -> dict[str, Any]:
+    """What labels say of the scores (area under the ROC curve), and what ratings do (rank correlation), where there are any."""
+    means = np.concatenate([scores.mean(1) for scores in scored.scores])
+    responses = [response for row in scored.rows for response in row.responses]
+    labelled = np.array([response.label is not None for response in responses])
+    rated = np.array([response.rating is not None for response in responses])
+    found = {}
+    if labelled.any():
+        positive = np.array([bool(response.label) for response in responses])[labelled]
+        found["label_auroc"] = metrics.auroc(means[labelled], positive)
+    if rated.any():
+        ratings = np.array([response.rating for response in responses if response.rating is not None], dtype=float)
+        found["rating_spearman"] = metrics.spearman(means[rated], ratings)
+    return found
+
+
 def _best_of_k(scored: ScoredPreferences) -> dict[str, Any]:
     """Of rows with one best group against several others: how often a best one scores highest, over all and by subset."""
     shares: dict[str, list[float]] = {}
@@ -290,7 +306,3 @@ def _best_of_n(scored: ScoredPreferences) -> dict[str, Any]:
     best = [float(np.mean([metrics.best_of_n(ratings, ratings, n) for _, ratings in usable])) for n in ns]
     kl = [metrics.best_of_n_kl(n) for n in ns]
     return {"best_of_n": {"n": ns, "kl": kl, "rating": mean, "best_rating": best, "prompts": len(usable)}}
-
-
-def _prompt_key(row: Preference) -> str:
-    return json.dumps(row.prompt, sort_keys=True) if row.prompt else row.origin

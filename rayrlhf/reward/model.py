@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination
-from rayrlhf.config.data import SpecialTokensInText
+from rayrlhf.config.data import Reading
 from rayrlhf.data.batching import collate, plan_by_unit
 from rayrlhf.data.schema import PromptText
 from rayrlhf.data.tokenizer import encode_exchange, encode_prompt, load_tokenizer
@@ -40,11 +40,11 @@ class RewardModel:
         device: str,
         dtype: str,
         micro_batch_tokens: int,
-        special: SpecialTokensInText | None = None,
+        reading: Reading | None = None,
     ) -> None:
-        """`special`: how control strings in people's text are read; by default as when the model was trained."""
+        """`reading`: how people's text becomes tokens; by default as when the model was trained."""
         self.directory = directory
-        self.special = special or _special_of(directory)
+        self.reading = reading or _reading_of(directory)
         self.tokenizer = load_tokenizer(directory)
         self._device = resolve_device("cuda" if device == "cuda" else "cpu")
         self._dtype = resolve_dtype(dtype, self._device)
@@ -63,12 +63,12 @@ class RewardModel:
 
     def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
         """The tokens this model reads for a prompt and a response; one that was cut has no end token."""
-        head, (body,) = encode_exchange(self.tokenizer, prompt, [response], special=self.special)
+        head, (body,) = encode_exchange(self.tokenizer, prompt, [response], reading=self.reading)
         return np.concatenate([head, body if finished else body[:-1]])
 
     def prompt_length(self, prompt: PromptText) -> int:
         """Tokens that this model reads before a response to the prompt."""
-        return len(encode_prompt(self.tokenizer, prompt, special=self.special)) if prompt else 0
+        return len(encode_prompt(self.tokenizer, prompt, reading=self.reading)) if prompt else 0
 
     def score(
         self, sequences: Sequence[np.ndarray], *, units: Sequence[int] | None = None
@@ -168,9 +168,9 @@ def _use_heads(model: Any, heads: Tensor) -> None:
     setattr(model, name, many)
 
 
-def _special_of(directory: str) -> SpecialTokensInText:
+def _reading_of(directory: str) -> Reading:
     """A model without a sidecar, of another's making, is given text without control tokens."""
-    return load_stats(directory).special_tokens_in_text if Path(directory, STATS_FILE).exists() else "split"
+    return load_stats(directory).reading if Path(directory, STATS_FILE).exists() else Reading()
 
 
 def _member_directories(directory: str) -> list[str]:

@@ -25,7 +25,7 @@ def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]
         device=device,
         dtype=config.scoring.dtype,
         micro_batch_tokens=config.scoring.micro_batch_tokens,
-        special=config.data.special_tokens_in_text,
+        reading=config.data.reading,
     )
     heldout = load_preferences(config).heldout
     max_length = config.reward_max_length
@@ -47,7 +47,7 @@ def stats_of(model: RewardModel, scored: ScoredPreferences, *, max_length: int) 
         max_length=max_length,
         template=template_digest(model.tokenizer),
         probes=_probes(model, scored.sequences, max_length=max_length),
-        special_tokens_in_text=model.special,
+        reading=model.reading,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination, combine, standardized
-from rayrlhf.config.data import SpecialTokensInText
+from rayrlhf.config.data import Reading
 from rayrlhf.errors import ModelError
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json
 
 STATS_FILE = "reward_stats.json"
 
@@ -52,8 +52,8 @@ class RewardStats:
     template: str
     """Digest of the chat template and the special tokens that a score depends on."""
     probes: list[Probe]
-    special_tokens_in_text: SpecialTokensInText = "split"
-    """How control strings in people's text were read when it was trained, and are read when it scores."""
+    reading: Reading = field(default_factory=Reading)
+    """How people's text became tokens when it was trained, and does when it scores."""
 
     def combined(
         self, raw: Float[np.ndarray, "n members"], how: Combination, *, penalty: float
@@ -71,7 +71,7 @@ class RewardStats:
 
     def save(self, directory: Path) -> None:
         """Write the file into a model directory."""
-        write_whole(directory / STATS_FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(directory / STATS_FILE, asdict(self))
 
 
 def load_stats(directory: str | Path) -> RewardStats:
@@ -85,6 +85,7 @@ def load_stats(directory: str | Path) -> RewardStats:
                 "scale": Scale(**found["scale"]),
                 "members": [Scale(**member) for member in found["members"]],
                 "probes": [Probe(**probe) for probe in found["probes"]],
+                "reading": Reading(**found["reading"]),
             }
         )
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from rayrlhf.errors import StorageError
-from rayrlhf.files import write_whole
+from rayrlhf.files import write_json
 
 ACCOUNT_FILE = "account.json"
 _ROLES = ("rollout", "scoring", "learner")
@@ -22,7 +22,7 @@ def forget_stage(run_dir: Path, stage: str) -> None:
     if path.exists():
         account = json.loads(path.read_text())
         account["stages"].pop(stage, None)
-        write_whole(path, json.dumps(account, indent=1) + "\n")
+        write_json(path, account)
 
 
 class RunAccount:
@@ -126,7 +126,7 @@ class RunAccount:
                 "processes": self.processes,
                 "stages": stages,
             }
-            write_whole(self._path, json.dumps(account, indent=1) + "\n")
+            write_json(self._path, account)
 
     def _stage_facts(self, stage: str) -> dict[str, Any]:
         facts = {"wall_seconds": self.stage_seconds(stage), "restarts": self.restarts(stage)}

@@ -17,7 +17,9 @@ from sklearn.pipeline import make_pipeline
 
 from rayrlhf.config import parse_config
 from rayrlhf.data.adapters import labelled_text
+from rayrlhf.data.fields import Row
 from rayrlhf.data.sources import load_rows
+from rayrlhf.data.splitting import sliced
 from rayrlhf.experience.summary import distinct_n, repeated_share
 
 
@@ -27,7 +29,8 @@ def judge_of(run: Path, root: str) -> tuple[Any, int]:
     source = config.data.preferences
     assert source is not None
     unseen = source.model_copy(update={"start": source.stop, "stop": 1.0})
-    rows = [labelled_text(row, unseen) for row in load_rows(unseen, root=root, seed=config.seed)]
+    texts = [(raw.origin, labelled_text(Row(raw.fields), unseen)) for raw in load_rows(unseen, root=root)]
+    rows = sliced(texts, unseen, seed=config.seed)
     judge = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LogisticRegression(C=10.0, max_iter=2000))
     judge.fit([text for text, _ in rows], [label for _, label in rows])
     return judge, len(rows)

@@ -17,11 +17,9 @@ from rayrlhf.data.dataset import (
     load_prompts,
     task_best_gold,
     task_gold,
-    tokenize_demonstrations,
-    tokenize_preferences,
-    tokenize_prompts,
     tokenizer_texts,
 )
+from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
 from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.errors import ConfigError, DataError

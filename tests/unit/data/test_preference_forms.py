@@ -8,7 +8,7 @@ import pytest
 
 from rayrlhf.config import DataConfig, SourceConfig
 from rayrlhf.data.dataset import read_preferences
-from rayrlhf.data.preference_forms import rank_by
+from rayrlhf.data.ranking import rank_by
 from rayrlhf.data.schema import Preference
 from rayrlhf.errors import DataError
 

@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from rayrlhf.config import RunConfig, load_config
-from rayrlhf.data.dataset import load_prompts, tokenize_prompts
+from rayrlhf.data.dataset import load_prompts
+from rayrlhf.data.encoding import tokenize_prompts
 from rayrlhf.data.schema import PromptRow
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.errors import DataError

@@ -8,7 +8,8 @@ from tokenizers_lab import CHATML, CONTROLS, GEMMA, LLAMA3, TURNS, byte_level, m
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
+from rayrlhf.config.data import Reading
+from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
 from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import (
     control_strings_in,
@@ -142,13 +143,15 @@ def test_end_and_beginning_tokens_are_there_once(name: str) -> None:
     tokenizer = PLAIN[name]
     for special in ("split", "encode"):
         for more in ("", tokenizer.eos_token, tokenizer.eos_token + "\n", 2 * tokenizer.eos_token):
-            _, (own,) = encode_exchange(tokenizer, "two ?", ["It is" + more], special=special)
+            _, (own,) = encode_exchange(
+                tokenizer, "two ?", ["It is" + more], reading=Reading(special_tokens_in_text=special)
+            )
             assert own.tolist().count(tokenizer.eos_token_id) == 1
             assert own[-1] == tokenizer.eos_token_id
-            alone = encode_response(tokenizer, "It is" + more, special=special)
+            alone = encode_response(tokenizer, "It is" + more, reading=Reading(special_tokens_in_text=special))
             assert alone.tolist() == encode_response(tokenizer, "It is").tolist()
         if name != "bytes":
-            ids = encode_prompt(tokenizer, "<s>what is two ?", special=special)
+            ids = encode_prompt(tokenizer, "<s>what is two ?", reading=Reading(special_tokens_in_text=special))
             assert ids.tolist() == tokenizer("what is two ?").input_ids
             assert ids.tolist().count(tokenizer.bos_token_id) == 1
 
@@ -165,7 +168,8 @@ def test_what_a_person_writes_into_a_message_never_becomes_a_control_token(name:
         numbers = tokenizer.convert_tokens_to_ids(controls)
         assert [n for n in ids if n in numbers] == [n for n in plain if n in numbers]
         stock = tokenizer.apply_chat_template(chat(content), add_generation_prompt=True)["input_ids"]
-        assert encode_prompt(tokenizer, chat(content), special="encode").tolist() == stock != ids.tolist()
+        as_tokens = Reading(special_tokens_in_text="encode")
+        assert encode_prompt(tokenizer, chat(content), reading=as_tokens).tolist() == stock != ids.tolist()
         # The template's own control tokens and every letter are still there.
         assert ids_as_text(tokenizer, ids).replace(" ", "") == ids_as_text(tokenizer, stock).replace(" ", "")
         _, (response,) = encode_exchange(tokenizer, chat("two"), [f"it {written} is"])
@@ -183,7 +187,7 @@ def test_nor_in_plain_text(name: str) -> None:
     assert not numbers & set(ids.tolist())
     assert not numbers & set(own[:-1].tolist())
     assert ids_as_text(tokenizer, [*ids, *own[:-1]]).removeprefix("<s>").lstrip() == prompt + response
-    encoded, (also,) = encode_exchange(tokenizer, prompt, [response], special="encode")
+    encoded, (also,) = encode_exchange(tokenizer, prompt, [response], reading=Reading(special_tokens_in_text="encode"))
     assert encoded.tolist() == tokenizer(prompt).input_ids
     assert [*encoded, *also[:-1]] == tokenizer(prompt + response).input_ids
 

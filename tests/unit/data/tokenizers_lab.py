@@ -75,7 +75,11 @@ def metaspace(
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<unk>",
-        additional_special_tokens=["<answer>", "</answer>", *(CONTROLS[template] if template else [])],
+        additional_special_tokens=[
+            "<answer>",
+            "</answer>",
+            *(CONTROLS.get(template, CONTROLS[CHATML]) if template else []),
+        ],
         chat_template=template,
     )
 
@@ -87,7 +91,11 @@ def byte_level(*, template: str | None = None) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="<|endoftext|>",
-        additional_special_tokens=["<answer>", "</answer>", *(CONTROLS[template] if template else [])],
+        additional_special_tokens=[
+            "<answer>",
+            "</answer>",
+            *(CONTROLS.get(template, CONTROLS[CHATML]) if template else []),
+        ],
         chat_template=template,
     )
     if template == TURNS:

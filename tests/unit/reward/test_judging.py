@@ -14,7 +14,7 @@ from rayrlhf.data.schema import Preference, Response, pair
 from rayrlhf.errors import DataError
 from rayrlhf.report.reward_page import audit_rows, evaluation_rows, write_audit_page, write_evaluation_page
 from rayrlhf.reward.audit import audit
-from rayrlhf.reward.batch import score_file
+from rayrlhf.reward.batch import Scoring, score_file
 from rayrlhf.reward.judge import ScoredPreferences, judge, save_judged, score_preferences
 from rayrlhf.reward.stats import Scale, load_stats
 
@@ -182,11 +182,66 @@ def test_scoring_refuses_what_it_cannot_score(tmp_path: Path) -> None:
     model, stats = load(packaged(tmp_path / "m")), load_stats(tmp_path / "m")
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "Guest:"}\n')
-    with pytest.raises(DataError, match=r"in\.jsonl:1 cannot be scored: the field response is missing"):
+    with pytest.raises(
+        DataError, match=r"1 of 1 rows of in\.jsonl cannot be scored: in\.jsonl:1: the field response is missing"
+    ):
         score_file(model, stats, source, target, progress=lambda *_: None)
     source.write_text(json.dumps({"prompt": "Guest:", "response": " bread" * 100}) + "\n")
     with pytest.raises(DataError, match="nothing is cut"):
         score_file(model, stats, source, target, progress=lambda *_: None)
+    assert not target.exists()
+    source.write_text(json.dumps({"prompt": "Guest:", "response": " ale"}) + "\n")
     target.write_text('{"prompt": "another", "score": 1.0}\n')
-    with pytest.raises(DataError, match=r"out\.jsonl:1 is not a scored in\.jsonl:1"):
+    with pytest.raises(DataError, match=r"out\.jsonl was not written by this command"):
         score_file(model, stats, source, target, progress=lambda *_: None)
+    target.unlink()
+    score_file(model, stats, source, target, progress=lambda *_: None)
+    source.write_text(json.dumps({"prompt": "Guest:", "response": " bread"}) + "\n")
+    with pytest.raises(DataError, match=r"out\.jsonl:1 is not a scored row of the input"):
+        score_file(model, stats, source, target, progress=lambda *_: None)
+
+
+def test_rows_that_cannot_be_scored_are_skipped_if_asked_and_say_why(tmp_path: Path) -> None:
+    model, stats = load(packaged(tmp_path / "m")), load_stats(tmp_path / "m")
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        '{"prompt": "Guest:", "response": " ale", "seen": NaN}',
+        '{"prompt": "Guest:", "response": ""}',
+        json.dumps({"prompt": "Guest:", "response": " bread" * 100}),
+        '{"prompt": "Guest:", "response": " fire \\ud800"}',
+        '{"prompt": "", "response": " ale"}',
+    ]
+    source.write_text("\n".join(rows) + "\n")
+    how = Scoring(skip=True)
+    assert score_file(model, stats, source, target, how, progress=lambda *_: None) == 5
+    found = [json.loads(line, parse_constant=pytest.fail) for line in target.read_text().splitlines()]
+    assert [row["score"] is None for row in found] == [False, True, True, True, False]
+    assert [row.get("problem", "").partition(": ")[2][:20] for row in found[1:4]] == [
+        "the field response i",
+        "it has 101 tokens an",
+        "the field response h",
+    ]
+    assert found[0]["seen"] is None
+    # Gone on with although a value of the input was no number.
+    target.write_text(target.read_text().partition("\n")[0] + "\n")
+    assert score_file(model, stats, source, target, how, progress=lambda *_: None) == 4
+
+
+def test_a_file_cannot_hold_the_scores_of_two_models(tmp_path: Path) -> None:
+    one, two = (load(packaged(tmp_path / name, heads=heads)) for name, heads in (("a", 1), ("b", 2)))
+    stats = load_stats(tmp_path / "a")
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": "Guest:", "response": " ale"}) + "\n")
+    score_file(one, stats, source, target, progress=lambda *_: None)
+    with pytest.raises(DataError, match=r"was scored otherwise \(model changed\)"):
+        score_file(two, stats, source, target, progress=lambda *_: None)
+    with pytest.raises(DataError, match=r"was scored otherwise \(combination, penalty changed\)"):
+        score_file(one, stats, source, target, Scoring(combination="mean_std", penalty=2.0), progress=lambda *_: None)
+    source.write_text(json.dumps({"prompt": "Guest:", "response": " ale", "score": 5}) + "\n")
+    with pytest.raises(DataError, match="has a field score already: give the scores another with --field"):
+        score_file(one, stats, source, tmp_path / "other.jsonl", progress=lambda *_: None)
+    how = Scoring(field="judged")
+    score_file(one, stats, source, tmp_path / "other.jsonl", how, progress=lambda *_: None)
+    (row,) = [json.loads(line) for line in (tmp_path / "other.jsonl").read_text().splitlines()]
+    assert row["score"] == 5
+    assert isinstance(row["judged"], float)

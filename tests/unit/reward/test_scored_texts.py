@@ -12,6 +12,7 @@ from tokenizers_lab import CHATML, byte_level, metaspace
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rayrlhf.config import HttpReward
+from rayrlhf.config.data import Reading
 from rayrlhf.data.schema import PromptRow, PromptText
 from rayrlhf.data.tokenizer import encode_prompt
 from rayrlhf.experience.summary import sample_rows
@@ -125,7 +126,7 @@ def test_a_reward_model_reads_control_strings_as_it_was_trained_to(tmp_path: Pat
     export_model(make_policy(INIT, own, seed=1), own, tmp_path / "base")
     export_model(make_reward_model(str(tmp_path / "base"), own, seed=2), own, tmp_path / "reward")
     assert (
-        RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64).special == "split"
+        RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64).reading == Reading()
     )
     scale = Scale(mean=0.0, std=1.0, length_slope=0.0)
     RewardStats(
@@ -135,7 +136,7 @@ def test_a_reward_model_reads_control_strings_as_it_was_trained_to(tmp_path: Pat
         max_length=64,
         template="",
         probes=[],
-        special_tokens_in_text=special,
+        reading=Reading(special_tokens_in_text=special),
     ).save(tmp_path / "reward")
     model = RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64)
     ids = model.encode("two", " four <answer>").tolist()

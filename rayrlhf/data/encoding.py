@@ -1,0 +1,155 @@
+"""Text records as token sequences; a row that cannot be one is a bad row."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rayrlhf.config import RunConfig
+from rayrlhf.config.data import Reading
+from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.fields import UnusableRowError
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText
+from rayrlhf.data.special_tokens import ControlStrings
+from rayrlhf.data.tokenizer import AS_IT_IS, control_strings_in, encode_exchange, encode_prompt, prompt_as_text
+from rayrlhf.types import Example, PreferenceExample, Prompt
+
+Row = TypeVar("Row", Demonstration, Preference, PromptRow)
+Record = TypeVar("Record")
+
+
+def tokenize_demonstrations(
+    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> list[Example]:
+    """Token sequences of demonstrations; one longer than model.max_length is a bad row."""
+
+    def encode(row: Demonstration) -> Example:
+        prompt, (response,) = encode_exchange(tokenizer, row.prompt, [row.response], reading=config.data.reading)
+        _check_length(len(prompt) + len(response), config.model.max_length, "prompt and response", "model.max_length")
+        return Example(token_ids=np.concatenate([prompt, response]), prompt_length=len(prompt))
+
+    _tell_control_strings([(row.prompt, [row.response]) for row in rows], tokenizer, config, "the demonstrations")
+    return _encode_all(rows, encode, config, "the demonstrations")
+
+
+def tokenize_preferences(
+    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> list[PreferenceExample]:
+    """Token sequences of preferences; what becomes of those too long for the reward model says reward.overlong."""
+    limit, overlong = config.reward_max_length, config.reward.overlong
+
+    def encode(row: Preference) -> PreferenceExample:
+        cut = limit if overlong == "cut" else None
+        found = encode_preference(row, tokenizer, cut=cut, reading=config.data.reading)
+        if overlong == "refuse":
+            key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
+            _check_length(found.longest, limit, "a response with its prompt", key)
+        if overlong == "cut":
+            _demand_difference(row, found, limit)
+        return found
+
+    texts = [(row.prompt, [response.text for response in row.responses]) for row in rows]
+    _tell_control_strings(texts, tokenizer, config, "the preferences")
+    encoded = _encode_all(rows, encode, config, "the preferences")
+    kept = [example for example in encoded if example.longest <= limit]
+    if overlong == "drop" and len(kept) < len(encoded):
+        told = (
+            f"{len(encoded) - len(kept)} of {len(encoded)} preferences have more than {limit} tokens and are left out"
+        )
+        print(f"rayrlhf: {told} (reward.overlong=drop).", file=sys.stderr)
+    if overlong == "cut" and (cut := sum(max(example.lengths) > limit for example in kept)):
+        told = f"{cut} of {len(kept)} preferences have a response cut at {limit} tokens"
+        print(f"rayrlhf: {told} (reward.overlong=cut).", file=sys.stderr)
+    return kept
+
+
+def encode_preference(
+    row: Preference,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cut: int | None = None,
+    reading: Reading = AS_IT_IS,
+) -> PreferenceExample:
+    """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
+    texts = [response.text for response in row.responses]
+    prompt, responses = encode_exchange(tokenizer, row.prompt, texts, reading=reading)
+    whole = [np.concatenate([prompt, response]) for response in responses]
+    return replace(
+        without_tokens(row),
+        sequences=tuple(sequence[:cut] for sequence in whole),
+        lengths=tuple(len(sequence) for sequence in whole),
+        prompt_length=len(prompt),
+    )
+
+
+def without_tokens(row: Preference) -> PreferenceExample:
+    """What a loss is told of a preference, before it is encoded."""
+    nothing = np.zeros(0, dtype=np.int32)
+    return PreferenceExample(
+        sequences=(nothing,) * len(row.responses),
+        lengths=(0,) * len(row.responses),
+        prompt_length=0,
+        ranks=row.ranks,
+        ratings=tuple(float("nan") if r.rating is None else r.rating for r in row.responses),
+        labels=tuple(float("nan") if r.label is None else float(r.label) for r in row.responses),
+        probability=row.probability,
+        margin=row.margin,
+        weight=row.weight,
+    )
+
+
+def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[Prompt]:
+    """Prompts with ids; one longer than data.max_prompt_tokens is a bad row. Ids are stable for the same rows."""
+
+    numbered = {id(row): number for number, row in enumerate(rows)}
+
+    def encode(row: PromptRow) -> Prompt:
+        ids = encode_prompt(tokenizer, row.prompt, reading=config.data.reading)
+        if not len(ids):
+            raise UnusableRowError("the prompt has no tokens")
+        _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
+        return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
+
+    _tell_control_strings([(row.prompt, []) for row in rows], tokenizer, config, "the prompts")
+    return _encode_all(rows, encode, config, "the prompts")
+
+
+def _encode_all(rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, what: str) -> list[Record]:
+    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
+    encoded = []
+    for number, row in enumerate(rows):
+        try:
+            encoded.append(encode(row))
+        except UnusableRowError as reason:
+            bad.add(row.origin or f"row {number}", str(reason))
+    bad.tell()
+    return encoded
+
+
+def _tell_control_strings(
+    texts: Sequence[tuple[PromptText, Sequence[str]]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    what: str,
+) -> None:
+    counted = ControlStrings(what=what, rows=len(texts))
+    for prompt, responses in texts:
+        counted.add(control_strings_in(tokenizer, prompt, responses))
+    told = counted.told(config.data.special_tokens_in_text)
+    if told is not None:
+        print(f"rayrlhf: {told}", file=sys.stderr)
+
+
+def _check_length(tokens: int, limit: int, what: str, key: str) -> None:
+    if tokens > limit:
+        raise UnusableRowError(f"{what} has {tokens} tokens and {key} is {limit}")
+
+
+def _demand_difference(row: Preference, found: PreferenceExample, limit: int) -> None:
+    """UnusableRowError where a better and a worse response are the same tokens once they are cut."""
+    for better, worse in row.strict_pairs():
+        if np.array_equal(found.sequences[better], found.sequences[worse]):
+            raise UnusableRowError(f"cut at {limit} tokens a better and a worse response are the same")

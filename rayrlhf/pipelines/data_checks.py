@@ -1,0 +1,162 @@
+"""The data of a run, read once before anything starts: a bad file is known now, and what was found in it is told."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rayrlhf.algorithms.preference_loss import LossSettings
+from rayrlhf.config import MetricReward, RunConfig, Stage
+from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
+from rayrlhf.data.encoding import encode_preference, without_tokens
+from rayrlhf.data.fields import UnusableRowError
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
+from rayrlhf.data.tokenizer import (
+    encode_exchange,
+    encode_prompt,
+    exchange_as_text,
+    ids_as_text,
+    load_tokenizer,
+    prompt_as_text,
+)
+from rayrlhf.errors import DataError
+from rayrlhf.learner.objectives import check_usable
+from rayrlhf.pipelines.prompts import load_prompt_set
+
+_SHOWN = 1000
+"""Characters of an example in the terminal."""
+
+Record = Demonstration | Preference | PromptRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundData:
+    """What one stage learns from."""
+
+    rows: int
+    """Records it trains on."""
+    told: list[str]
+    """What was recognised, used, ignored and left out, in sentences; empty for a built-in task."""
+    example: str = ""
+    """The first training record as its model reads it, special tokens written out."""
+
+    def sentences(self) -> list[str]:
+        """What to tell whoever starts the run."""
+        shown = self.example if len(self.example) <= _SHOWN else self.example[:_SHOWN] + " ..."
+        return [*self.told, f"for example: {shown!r}"] if self.told else []
+
+
+@dataclass(kw_only=True)
+class DataCheck:
+    """Reads the sources of a run's stages."""
+
+    config: RunConfig
+    policy_dir: str | None
+    """What PPO starts from; None where the run makes it."""
+    found: dict[Stage, FoundData] = field(default_factory=dict)
+
+    def run(self) -> dict[Stage, FoundData]:
+        """Every stage's data, in order; DataError for the first that cannot be used."""
+        loaders: dict[Stage, Callable[[RunConfig], Split[Any]]] = {
+            "sft": load_demonstrations,
+            "reward": load_preferences,
+            "ppo": load_prompts,
+        }
+        for stage in self.config.stages:
+            split = loaders[stage](self.config)
+            if stage == "ppo" and self.policy_dir is not None:
+                # Before anything is counted: a row that its tokenizer refuses is why there are too few.
+                load_prompt_set(self.config, policy_dir=self.policy_dir)
+            self._demand_both_parts(stage, split)
+            if stage == "reward":
+                split = replace(split, told=(*split.told, *self._idle(split)))
+            if stage == "ppo":
+                _check_references(self.config, split)
+            self.found[stage] = self._describe(stage, split)
+        return self.found
+
+    def _demand_both_parts(self, stage: Stage, split: Split[Any]) -> None:
+        if split.train and split.heldout:
+            return
+        raise DataError(
+            f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
+            f"give more rows, or change data.heldout_fraction={self.config.data.heldout_fraction:g}."
+        )
+
+    def _idle(self, preferences: Split[Preference]) -> list[str]:
+        """What of the preferences the loss learns nothing from; DataError where that is all of them."""
+        settings = LossSettings(**self.config.reward.loss.model_dump())
+        parts = {"the training preferences": preferences.train, "the held-out preferences": preferences.heldout}
+        told = [
+            check_usable([without_tokens(row) for row in rows], settings, what=what) for what, rows in parts.items()
+        ]
+        return [sentence for sentence in told if sentence is not None]
+
+    def _describe(self, stage: Stage, split: Split[Any]) -> FoundData:
+        if not split.told:
+            return FoundData(rows=len(split.train), told=[])
+        path = self._tokenizer_path(stage)
+        tokenizer = None if path is None else load_tokenizer(path)
+        told = [f"data for {stage}: {split.told[0]}", *split.told[1:]]
+        plain = all(isinstance(row.prompt, str) for row in split.train) and any(row.prompt for row in split.train)
+        if plain and tokenizer is not None and tokenizer.chat_template is not None:
+            told.append(_of_plain_prompts(self.config, str(path)))
+        example = self._example(split.train, tokenizer)
+        return FoundData(rows=len(split.train), told=told, example=example)
+
+    def _tokenizer_path(self, stage: Stage) -> str | None:
+        """Whose tokens the stage's records become, where that exists already."""
+        if stage == "ppo":
+            return self.policy_dir
+        return (self.config.reward.base if stage == "reward" else None) or self.config.model.path
+
+    def _example(self, rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> str:
+        for row in rows[:20]:
+            try:
+                return _as_text(row) if tokenizer is None else _as_tokens(row, tokenizer, self.config)
+            except UnusableRowError:
+                continue  # counted when all are encoded
+        return ""
+
+
+def _of_plain_prompts(config: RunConfig, path: str) -> str:
+    if config.data.plain_prompts == "chat":
+        return f"The prompts are plain text; each is written as a user's turn with the chat template of {path}."
+    return (
+        f"The prompts are plain text and are read as they stand, without the chat template of {path} "
+        f"(data.plain_prompts=chat makes each a user's turn)."
+    )
+
+
+def _as_text(row: Record) -> str:
+    if isinstance(row, PromptRow):
+        return prompt_as_text(row.prompt)
+    return exchange_as_text(row.prompt, row.response if isinstance(row, Demonstration) else row.responses[0].text)
+
+
+def _as_tokens(row: Record, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> str:
+    reading = config.data.reading
+    if isinstance(row, PromptRow):
+        return ids_as_text(tokenizer, encode_prompt(tokenizer, row.prompt, reading=reading))
+    if isinstance(row, Preference):
+        return ids_as_text(tokenizer, encode_preference(row, tokenizer, reading=reading).sequences[0])
+    prompt, (response,) = encode_exchange(tokenizer, row.prompt, [row.response], reading=reading)
+    return ids_as_text(tokenizer, [*prompt, *response])
+
+
+def _check_references(config: RunConfig, prompts: Split[PromptRow]) -> None:
+    metrics = [term for term in config.ppo.rewards if isinstance(term, MetricReward)]
+    without = [row for row in (*prompts.train, *prompts.heldout) if row.reference is None]
+    lacking = next(((term, row) for term in metrics for row in without if row.scored_by(term.called)), None)
+    if lacking is not None:
+        metric, row = lacking
+        key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
+        raise DataError(
+            f"The reward {metric.name} compares with a reference and {row.origin or 'a prompt'} has none: give {key}."
+        )
+
+
+def _reference_key(config: RunConfig) -> str:
+    assert config.data.prompts is not None
+    return f"every prompt the field data.prompts.reference_key={config.data.prompts.reference_key}"
