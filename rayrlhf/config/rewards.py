@@ -99,9 +99,10 @@ class HttpReward(_ScaledTerm):
     """Responses of one request."""
     concurrency: int = Field(default=8, ge=1)
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds a server may be silent over all tries of one request together."""
+    """Seconds of one try, from the connection to the last byte of the answer. A try that ran out of it is not repeated: the
+    server may be at work on it still."""
     retries: int = Field(default=4, ge=0)
-    """Of a refused or broken connection and of status 429, 500, 502, 503 and 504, with growing pauses."""
+    """Of a connection that was not made and of status 429, 500, 502, 503 and 504, with growing pauses."""
 
     @property
     def called(self) -> str:

@@ -1,6 +1,7 @@
 """Rewards by a server."""
 
 import itertools
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from rayrlhf.config import HttpReward
@@ -17,6 +19,7 @@ from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 
 _TRANSIENT = (429, 500, 502, 503, 504)
 _FIRST_PAUSE = 0.2
+_PIECE = 65536
 
 
 class HttpTerm:
@@ -29,6 +32,8 @@ class HttpTerm:
         self._settings = settings
         retry = Retry(
             total=settings.retries,
+            read=False,  # a request that was sent may be at work still
+            other=False,
             backoff_factor=_FIRST_PAUSE,
             status_forcelist=_TRANSIENT,
             allowed_methods=None,
@@ -54,17 +59,26 @@ class HttpTerm:
         url = server.rstrip("/") + path
         started = time.monotonic()
         try:
-            each = self._settings.timeout / (self._settings.retries + 1)
-            answer = self._session.post(url, json=body, timeout=each)
-            if not answer.ok:
-                return [missing(f"{url} answered with status {answer.status_code}")] * len(batch)
-            values = self._values(answer.json())
-        except (requests.RequestException, ValueError, KeyError, TypeError, IndexError) as error:
+            with self._session.post(url, json=body, timeout=self._settings.timeout, stream=True) as answer:
+                if not answer.ok:
+                    return [missing(f"{url} answered with status {answer.status_code}")] * len(batch)
+                values = self._values(json.loads(self._body(answer)))
+        except (requests.RequestException, HTTPError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             seconds = time.monotonic() - started
             return [missing(f"{url} gave no scores ({type(error).__name__} after {seconds:.1f} s)")] * len(batch)
         if len(values) != len(batch):
             return [missing(f"{url} gave {len(values)} scores for {len(batch)} responses")] * len(batch)
         return [_as_score(value, url) for value in values]
+
+    def _body(self, answer: requests.Response) -> bytes:
+        """The whole answer; TimeoutError for one that is not there in time, also where it comes drop by drop."""
+        deadline = time.monotonic() + self._settings.timeout - answer.elapsed.total_seconds()
+        body = bytearray()
+        while piece := answer.raw.read1(_PIECE, decode_content=True):
+            body += piece
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return bytes(body)
 
     def _request(self, batch: Sequence[ScoreRequest]) -> tuple[str, dict[str, Any]]:
         prompts = [prompt_as_text(request.prompt) for request in batch]

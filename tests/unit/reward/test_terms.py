@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -113,11 +114,15 @@ class Server:
                     number = len(outer.seen)
                     outer.seen.append(body | {"path": self.path})
                 what = outer.plan.get(number, outer.plan.get(-1))
-                if what == "hang":
-                    threading.Event().wait(3.0)
+                if what in ("hang", "slow"):
+                    threading.Event().wait(3.0 if what == "hang" else 0.5)
                 status, answer = (what, {}) if isinstance(what, int) else (200, outer.answer(body, what))
                 self.send_response(status)
                 self.end_headers()
+                for byte in json.dumps(answer).encode() if what == "drip" else []:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    threading.Event().wait(0.2)
                 self.wfile.write(json.dumps(answer).encode())
 
             def log_message(self, *_: Any) -> None:
@@ -186,6 +191,24 @@ def test_a_silent_server_costs_its_deadline_and_no_more(server: Server) -> None:
     scores = client(server, timeout=0.6, retries=0).score(asked(["a"]))
     assert scores[0].value is None
     assert "gave no scores" in scores[0].reason
+
+
+def test_a_server_has_its_whole_time_for_one_try_and_is_not_asked_twice_for_one_work(server: Server) -> None:
+    server.plan = {-1: "slow"}
+    assert None not in values(client(server, timeout=2.0, retries=4), ["a"])
+    assert len(server.seen) == 1
+    server.plan = {-1: "hang"}
+    (score,) = client(server, timeout=0.5, retries=4).score(asked(["a"]))
+    assert "gave no scores (" in score.reason
+    assert len(server.seen) == 2
+
+
+def test_an_answer_that_drips_is_bounded_by_the_time_of_a_try(server: Server) -> None:
+    server.plan = {-1: "drip"}
+    begun = time.monotonic()
+    (score,) = client(server, timeout=1.0).score(asked(["a"]))
+    assert "gave no scores (TimeoutError" in score.reason
+    assert time.monotonic() - begun < 3.0
 
 
 @pytest.mark.parametrize(
