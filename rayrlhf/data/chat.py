@@ -12,17 +12,22 @@ from rayrlhf.data.schema import TOOLS, Message
 from rayrlhf.errors import in_one_line
 
 
-def write_conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, roles: Roles) -> str:
-    """The messages up to where a response begins; UnusableRowError where the template refuses them or leaves some out."""
+def write_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, roles: Roles, finished: bool = False
+) -> str:
+    """The messages up to where a response begins, or a `finished` conversation to its end.
+
+    UnusableRowError where the template refuses them or leaves some out.
+    """
     tools = [json.loads(message["content"]) for message in messages if message["role"] == TOOLS]
     turns = [dict(message) for message in messages if message["role"] != TOOLS]
     _check_taken(str(tokenizer.chat_template), turns, with_tools=bool(tools))
     try:
-        return _written(tokenizer, turns, tools)
+        return _written(tokenizer, turns, tools, finished)
     except UnusableRowError as refused:
         if roles == "refuse":
             raise UnusableRowError(f"{refused} (data.roles=merge joins turns that it does not take)") from None
-    return _written(tokenizer, merged(turns), tools)
+    return _written(tokenizer, merged(turns), tools, finished)
 
 
 def merged(turns: Sequence[Message]) -> list[Message]:
@@ -37,10 +42,10 @@ def merged(turns: Sequence[Message]) -> list[Message]:
     return found
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: list[Any]) -> str:
-    definitions = tools[0] if tools else None
+def _written(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: list[Any], finished: bool) -> str:
+    options = {"tools": tools[0] if tools else None, "add_generation_prompt": not finished, "tokenize": False}
     try:
-        written = tokenizer.apply_chat_template(turns, tools=definitions, add_generation_prompt=True, tokenize=False)
+        written = tokenizer.apply_chat_template(turns, **options)
     except Exception as error:  # noqa: BLE001 - a template is other people's code
         raise UnusableRowError(f"the chat template refuses it: {in_one_line(error)}") from None
     for turn in turns:

@@ -74,6 +74,10 @@ def describe_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -
     if source.merge_pairs:
         gathered = merge_pairs(gathered)
     weighing = [record for record in gathered if record.weight > 0]
+    if gathered and not weighing:
+        raise DataError(
+            f"All {len(gathered):,} records of {source.path} have a weight of 0: there is nothing to learn."
+        )
     if len(weighing) < len(gathered):
         report.notes.append(f"{len(gathered) - len(weighing):,} records have a weight of 0 and are left out.")
     return sliced(((record.key, record) for record in weighing), source, seed=seed), report.told()

@@ -11,10 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from rayrlhf.config import RunConfig
 from rayrlhf.config.data import Reading
 from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.exchange import (
+    AS_IT_IS,
+    control_strings_in,
+    encode_exchange,
+    encode_judged,
+    encode_prompt,
+    judged_prompt_length,
+)
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText
 from rayrlhf.data.special_tokens import ControlStrings
-from rayrlhf.data.tokenizer import AS_IT_IS, control_strings_in, encode_exchange, encode_prompt, prompt_as_text
+from rayrlhf.data.tokenizer import prompt_as_text
 from rayrlhf.types import Example, PreferenceExample, Prompt
 
 Row = TypeVar("Row", Demonstration, Preference, PromptRow)
@@ -75,13 +83,12 @@ def encode_preference(
 ) -> PreferenceExample:
     """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
     texts = [response.text for response in row.responses]
-    prompt, responses = encode_exchange(tokenizer, row.prompt, texts, reading=reading)
-    whole = [np.concatenate([prompt, response]) for response in responses]
+    whole = encode_judged(tokenizer, row.prompt, texts, reading=reading)
     return replace(
         without_tokens(row),
         sequences=tuple(sequence[:cut] for sequence in whole),
         lengths=tuple(len(sequence) for sequence in whole),
-        prompt_length=len(prompt),
+        prompt_length=judged_prompt_length(tokenizer, row.prompt, reading=reading),
     )
 
 

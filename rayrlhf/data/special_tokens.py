@@ -11,8 +11,7 @@ from typing import Any, cast
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.config.data import Roles, SpecialTokensInText
-from rayrlhf.data.chat import write_conversation
+from rayrlhf.config.data import SpecialTokensInText
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Message
 from rayrlhf.errors import ModelError, in_one_line
@@ -88,15 +87,19 @@ def parse(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Part]:
     return [part for part in [*parts, text[end:]] if part != ""]
 
 
-def parse_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, roles: Roles) -> list[Part]:
-    """Chat messages as their template writes them before a response; what people wrote stays text, word for word."""
+def cover(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Message]:
+    """The messages with a mark in the place of each control string that people wrote; `parse_covered` takes them out."""
     strings = list(_controls(tokenizer).ids)
-    covered = [_map_text(message, functools.partial(_cover, tokenizer, strings)) for message in messages]
-    parts: list[Part] = []
-    for part in parse(tokenizer, write_conversation(tokenizer, covered, roles=roles)):
-        restored = _MARKED.sub(lambda mark: strings[int(mark.group(1))], part) if isinstance(part, str) else part
-        parts.append(restored)
-    return parts
+    return [_map_text(message, functools.partial(_cover, tokenizer, strings)) for message in messages]
+
+
+def parse_covered(tokenizer: PreTrainedTokenizerBase, written: str) -> list[Part]:
+    """What a template wrote of covered messages, in parts: what people wrote is text, word for word."""
+    strings = list(_controls(tokenizer).ids)
+    return [
+        _MARKED.sub(lambda mark: strings[int(mark.group(1))], part) if isinstance(part, str) else part
+        for part in parse(tokenizer, written)
+    ]
 
 
 def encode_parts(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], *, add_special_tokens: bool) -> list[int]:

@@ -5,12 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RewardConfig, RunConfig
 from rayrlhf.data.dataset import load_demonstrations, load_preferences
 from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences
+from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
@@ -31,7 +33,7 @@ def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLe
         config,
         config.sft,
         NextToken(train_on_prompt=config.sft.train_on_prompt),
-        model=load_policy(base_dir),
+        model=_stopping(load_policy(base_dir), tokenizer),
         tokenizer=tokenizer,
         train=tokenize_demonstrations(demonstrations.train, tokenizer, config),
         heldout=tokenize_demonstrations(demonstrations.heldout, tokenizer, config),
@@ -73,7 +75,7 @@ def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | Non
     Without a reward model that reads the policy's tokens the critic starts from the policy.
     """
     tokenizer = load_tokenizer(policy_dir)
-    policy = load_policy(policy_dir)
+    policy = _stopping(load_policy(policy_dir), tokenizer)
     critic = None
     if config.ppo.uses_critic:
         if reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab():
@@ -81,6 +83,15 @@ def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | Non
         if critic is None or _vocabulary(critic) < _vocabulary(policy):
             critic = make_critic(policy_dir)
     return PPOLearner(config, policy=policy, critic=critic, tokenizer=tokenizer, ranks=ranks)
+
+
+def _stopping(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The policy, to be exported so that whoever samples from it stops where its chat template ends a turn."""
+    end, listed = end_of_turn(tokenizer), policy.generation_config.eos_token_id
+    known = listed if isinstance(listed, list) else ([] if listed is None else [listed])
+    if end is not None and end not in known:
+        policy.generation_config.eos_token_id = [*known, end]
+    return policy
 
 
 def _vocabulary(model: Any) -> int:

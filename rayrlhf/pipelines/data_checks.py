@@ -10,16 +10,10 @@ from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.config import MetricReward, RunConfig, Stage
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
 from rayrlhf.data.encoding import encode_preference, without_tokens
+from rayrlhf.data.exchange import encode_exchange, encode_prompt
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
-from rayrlhf.data.tokenizer import (
-    encode_exchange,
-    encode_prompt,
-    exchange_as_text,
-    ids_as_text,
-    load_tokenizer,
-    prompt_as_text,
-)
+from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
 from rayrlhf.errors import DataError
 from rayrlhf.learner.objectives import check_usable
 from rayrlhf.pipelines.prompts import load_prompt_set

@@ -9,6 +9,7 @@ from rayrlhf.models.checks import check_backbone, check_init, check_policy, chec
 from rayrlhf.models.classes import decoder_config
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.models.load import check_model_dir, read_config, reason_of
+from rayrlhf.reward.verify import template_fault
 from rayrlhf.rollout.limits import check_engine
 
 
@@ -27,7 +28,11 @@ def check_models(config: RunConfig) -> list[str]:
     base = config.reward.base or config.model.path
     if "reward" in config.stages and base is not None:
         check_model_dir(base, role="reward model backbone")
-        notes += check_backbone(base, load_tokenizer(base), max_length=config.reward_max_length)
+        tokenizer = load_tokenizer(base)
+        notes += check_backbone(base, tokenizer, max_length=config.reward_max_length)
+        fault = template_fault(tokenizer, config.data.reading)
+        if fault is not None:
+            notes.append(f"The reward model on {base} will not pass verify: {fault}.")
     for path in _scorers(config):
         check_scorer(path, max_length=config.model.max_length)
     return list(dict.fromkeys(notes))

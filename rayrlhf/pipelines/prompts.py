@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_prompts, task_best_gold
 from rayrlhf.data.encoding import tokenize_prompts
+from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.prompts import PromptStream
+from rayrlhf.data.schema import PromptRow, Split
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
 from rayrlhf.models.load import end_token_ids
@@ -77,6 +81,13 @@ def load_prompt_set(config: RunConfig, *, policy_dir: str) -> PromptSet:
     return PromptSet(
         train=train,
         heldout=heldout,
-        eos_token_ids=end_token_ids(policy_dir, tokenizer),
+        eos_token_ids=sorted({*end_token_ids(policy_dir, tokenizer), *_turn_ends(split, tokenizer, config)}),
         gold_best=task_best_gold(config, [prompt.text for prompt in judged]),
     )
+
+
+def _turn_ends(split: Split[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[int]:
+    """What ends a response to a conversation in the chat template, where the prompts are conversations."""
+    chats = config.data.plain_prompts == "chat" or any(isinstance(row.prompt, list) for row in split.train)
+    end = end_of_turn(tokenizer) if chats else None
+    return [] if end is None else [end]

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.preference_metrics import longer_accuracy
 from rayrlhf.data.encoding import encode_preference
+from rayrlhf.data.exchange import control_strings_in
 from rayrlhf.data.schema import Preference
 from rayrlhf.data.splitting import normal_form
-from rayrlhf.data.tokenizer import control_strings_in
 
 _FOLDS = 5
 _SUSPECTS = 20
@@ -121,7 +121,7 @@ def _template(rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) ->
         control += bool(control_strings_in(tokenizer, row.prompt, [response.text for response in row.responses]))
         for sequence in encode_preference(row, tokenizer).sequences:
             doubled += bos is not None and int((sequence == bos).sum()) > 1
-            unfinished += int(sequence[-1]) != eos
+            unfinished += isinstance(row.prompt, str) and int(sequence[-1]) != eos
     return {"more_than_one_bos": doubled, "no_end_token": unfinished, "control_strings": control}
 
 

@@ -76,7 +76,7 @@ def score_file(
         for start in range(done, len(lines), _CHUNK):
             chunk = lines[start : start + _CHUNK]
             for line in _scored(model, stats, chunk, how):
-                out.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                out.write(_as_line(line))
             out.flush()
             os.fsync(out.fileno())
             progress(start + len(chunk), len(lines))
@@ -92,6 +92,20 @@ def digest_of(directory: str) -> str:
             with open(path, "rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()[:16]
+
+
+def _as_line(row: dict[str, Any]) -> str:
+    """A row as JSON; half a character that the input holds stays escaped."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    return line if _is_unicode(line) else json.dumps(row, allow_nan=False) + "\n"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _scored(model: RewardModel, stats: RewardStats, lines: Sequence[_Line], how: Scoring) -> Iterator[dict[str, Any]]:

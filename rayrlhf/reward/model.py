@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayrlhf.algorithms.ensemble import Combination
 from rayrlhf.config.data import Reading
 from rayrlhf.data.batching import collate, plan_by_unit
+from rayrlhf.data.exchange import encode_judged, judged_prompt_length
 from rayrlhf.data.schema import PromptText
-from rayrlhf.data.tokenizer import encode_exchange, encode_prompt, load_tokenizer
+from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import HEADS_FILE
@@ -62,13 +63,12 @@ class RewardModel:
         return min(model.get_input_embeddings().weight.shape[0] for model in self._models)
 
     def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
-        """The tokens this model reads for a prompt and a response; one that was cut has no end token."""
-        head, (body,) = encode_exchange(self.tokenizer, prompt, [response], reading=self.reading)
-        return np.concatenate([head, body if finished else body[:-1]])
+        """The tokens this model reads for a prompt and a response; one that was cut has no end."""
+        return encode_judged(self.tokenizer, prompt, [response], reading=self.reading, finished=finished)[0]
 
     def prompt_length(self, prompt: PromptText) -> int:
         """Tokens that this model reads before a response to the prompt."""
-        return len(encode_prompt(self.tokenizer, prompt, reading=self.reading)) if prompt else 0
+        return judged_prompt_length(self.tokenizer, prompt, reading=self.reading)
 
     def score(
         self, sequences: Sequence[np.ndarray], *, units: Sequence[int] | None = None
@@ -152,8 +152,10 @@ class ModelTerm:
         return [TermScore(value=v, spread=s) for v, s in zip(values.tolist(), spreads.tolist(), strict=True)]
 
     def _tokens(self, request: ScoreRequest) -> np.ndarray:
-        # A policy with padded embeddings may sample ids that neither tokenizer knows.
-        if self._reads_policy_tokens and request.token_ids.max() < self._model.vocabulary:
+        # Of a conversation it reads what the template writes, as in training; a policy stops where its turn ends. A policy
+        # with padded embeddings may sample ids that neither tokenizer knows.
+        plain = isinstance(request.prompt, str) and self._model.reading.plain_prompts == "text"
+        if plain and self._reads_policy_tokens and request.token_ids.max() < self._model.vocabulary:
             return request.token_ids
         return self._model.encode(request.prompt, request.response, finished=request.finished)
 

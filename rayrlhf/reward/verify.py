@@ -14,8 +14,10 @@ from transformers import (
     TextClassificationPipeline,
 )
 
+from rayrlhf.config.data import Reading
+from rayrlhf.data.exchange import encode_judged
 from rayrlhf.data.tokenizer import ids_as_text
-from rayrlhf.errors import ModelError
+from rayrlhf.errors import ModelError, in_one_line
 from rayrlhf.models.classes import unread_by_stock_tools
 from rayrlhf.models.load import check_model_dir, check_reward_model, load_reward_model
 from rayrlhf.reward.model import RewardModel
@@ -87,24 +89,35 @@ def _problem_type(directory: str) -> Finding:
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, stats: RewardStats) -> Finding:
-    """A scored conversation must end exactly at the end token and begin at most once."""
+    """A conversation must be read as the template writes it, to its last token, and begin at most once."""
     digest = template_digest(tokenizer)
     if digest != stats.template:
         told = f"the template and special tokens are not those of packaging ({digest}, then {stats.template})"
         return Finding(check="template", passed=False, told=told)
+    fault = template_fault(tokenizer, stats.reading)
+    if fault is not None:
+        return Finding(check="template", passed=False, told=fault)
+    without = tokenizer.chat_template is None
+    told = "plain text, no chat template" if without else "conversations are read as the template writes them"
+    return Finding(check="template", passed=True, told=told)
+
+
+def template_fault(tokenizer: PreTrainedTokenizerBase, reading: Reading) -> str | None:
+    """Why stock tools would read a conversation otherwise than training does; None where they do not."""
     if tokenizer.chat_template is None:
-        return Finding(check="template", passed=True, told="plain text, no chat template")
+        return None
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    if ids[-1] != tokenizer.eos_token_id:
-        told = (
-            f"a conversation ends with {ids_as_text(tokenizer, ids[-1:])!r} and not with {tokenizer.eos_token!r}: tools that "
-            f"score conversations would read another token than training did"
-        )
-        return Finding(check="template", passed=False, told=told)
-    if tokenizer.bos_token_id is not None and ids.count(tokenizer.bos_token_id) > 1:
-        return Finding(check="template", passed=False, told=f"a conversation begins with {tokenizer.bos_token!r} twice")
-    return Finding(check="template", passed=True, told="ends at the end token")
+    try:
+        (own,) = encode_judged(tokenizer, turns[:1], ["Good day"], reading=reading)
+        stock = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    except Exception as error:  # noqa: BLE001 - a template is other people's code
+        return f"the chat template does not write a plain exchange: {in_one_line(error)}"
+    if own.tolist() != list(stock):
+        parted = next((i for i, pair in enumerate(zip(own.tolist(), stock, strict=False)) if pair[0] != pair[1]), -1)
+        return f"a conversation is read otherwise than the template writes it, from {ids_as_text(tokenizer, stock[parted:])!r} on"
+    if tokenizer.bos_token_id is not None and stock.count(tokenizer.bos_token_id) > 1:
+        return f"a conversation begins with {tokenizer.bos_token!r} twice"
+    return None
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, stats: RewardStats) -> Finding:

@@ -11,7 +11,8 @@ import pytest
 from rayrlhf.actors.scoring import ScoringInfo, ScoringWorker
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_prompts
-from rayrlhf.data.tokenizer import encode_exchange, train_tokenizer
+from rayrlhf.data.exchange import encode_exchange
+from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.models.export import export_model
 from rayrlhf.models.load import make_policy, make_reward_model
 from rayrlhf.reward.model import RewardModel

@@ -11,9 +11,10 @@ from rayrlhf.config import RunConfig, load_config
 from rayrlhf.config.data import Reading
 from rayrlhf.data.chat import merged
 from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences
+from rayrlhf.data.exchange import encode_prompt
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Message, pair
-from rayrlhf.data.tokenizer import encode_prompt, ids_as_text
+from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import DataError
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"

@@ -10,16 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rayrlhf.config import RunConfig
 from rayrlhf.config.data import Reading
 from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
+from rayrlhf.data.exchange import control_strings_in, encode_exchange, encode_prompt, encode_response
 from rayrlhf.data.schema import Demonstration, PromptRow, pair
-from rayrlhf.data.tokenizer import (
-    control_strings_in,
-    encode_exchange,
-    encode_prompt,
-    encode_response,
-    exchange_as_text,
-    ids_as_text,
-    response_as_text,
-)
+from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, response_as_text
 
 LLAMAS = {
     f"{scheme}-{split}": metaspace(scheme, split=split)

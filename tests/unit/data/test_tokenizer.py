@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rayrlhf.data.tokenizer import encode_prompt, encode_response, load_tokenizer, prompt_as_text, train_tokenizer
+from rayrlhf.data.exchange import encode_prompt, encode_response
+from rayrlhf.data.tokenizer import load_tokenizer, prompt_as_text, train_tokenizer
 from rayrlhf.errors import ModelError
 
 TEXTS = ["The soup was cold.", " We will warm the soup for you.", "Guest: The soup was cold.\nHost:"] * 4

@@ -8,7 +8,8 @@ import torch
 from reward_lab import WORDS, load, preferences
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast
 
-from rayrlhf.data.tokenizer import encode_prompt, load_tokenizer
+from rayrlhf.data.exchange import encode_prompt
+from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.models.export import export_reward_model
 from rayrlhf.models.load import make_reward_model
 from rayrlhf.reward.judge import score_preferences

@@ -10,7 +10,7 @@ from reward_lab import INIT, packaged, tokenizer
 
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_prompts
-from rayrlhf.data.tokenizer import encode_exchange
+from rayrlhf.data.exchange import encode_exchange
 from rayrlhf.experience.summary import evaluation_metrics, sample_rows
 from rayrlhf.learner.ppo_batch import pass_figures
 from rayrlhf.models.export import export_model

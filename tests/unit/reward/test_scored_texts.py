@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from rayrlhf.config import HttpReward
 from rayrlhf.config.data import Reading
+from rayrlhf.data.exchange import encode_prompt
 from rayrlhf.data.schema import PromptRow, PromptText
-from rayrlhf.data.tokenizer import encode_prompt
 from rayrlhf.experience.summary import sample_rows
 from rayrlhf.models.export import export_model
 from rayrlhf.models.load import make_policy, make_reward_model

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from rayrlhf.data.exchange import encode_prompt, encode_response
 from rayrlhf.data.schema import PromptRow
-from rayrlhf.data.tokenizer import encode_prompt, encode_response, load_tokenizer, train_tokenizer
+from rayrlhf.data.tokenizer import load_tokenizer, train_tokenizer
 from rayrlhf.errors import DataError, ModelError
 from rayrlhf.models.export import export_model
 from rayrlhf.models.load import make_policy, make_reward_model

@@ -13,8 +13,8 @@ from reward_lab import INIT, WORDS, load, packaged, preferences, tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rayrlhf.data.exchange import encode_response
 from rayrlhf.data.schema import pair
-from rayrlhf.data.tokenizer import encode_response
 from rayrlhf.errors import ModelError
 from rayrlhf.models.export import export_model
 from rayrlhf.models.load import make_policy
@@ -72,20 +72,27 @@ def test_a_sigmoid_is_found_by_its_cause_and_by_its_effect(model: Path) -> None:
     assert found["text-classification pipeline"].told.endswith("a sigmoid is applied")
 
 
-def test_a_template_that_goes_on_after_the_end_token_is_found(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "passes"),
+    [
+        ("{% for m in messages %}{{ m['content'] }}EOS\n{% endfor %}", True),
+        (
+            "{% for m in messages %}{{ m['content'] | trim }}EOS{% endfor %}{% if add_generation_prompt %} {% endif %}",
+            True,
+        ),
+        # The last response is written otherwise than others: what comes after it decides on what stands before.
+        ("{% for m in messages %}{{ loop.length }}{{ m['content'] | upper }}EOS{% endfor %}", False),
+        ("{{ 1 / 0 }}", False),
+    ],
+)
+def test_conversations_must_be_read_as_the_template_writes_them(model: Path, template: str, passes: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    turns = (
-        "{% for m in messages %}{{ m['content'] }}"
-        + tokenizer.eos_token
-        + "{% if not loop.last %} {% endif %}{% endfor %}"
-    )
-    for template, passes in ((turns, True), (turns + "{{ '\\n' }}", False)):
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(model)
-        change(model / "reward_stats.json", template=template_digest(AutoTokenizer.from_pretrained(model)))
-        found = failures(model)
-        assert ("template" not in found) == passes
-    assert "tools that score conversations would read another token" in found["template"].told
+    tokenizer.chat_template = template.replace("EOS", tokenizer.eos_token)
+    tokenizer.save_pretrained(model)
+    change(model / "reward_stats.json", template=template_digest(AutoTokenizer.from_pretrained(model)))
+    found = failures(model)
+    assert ("template" not in found) == passes
+    assert passes or "chat template" in found["template"].told or "than the template" in found["template"].told
 
 
 def test_another_template_than_at_packaging_is_found(model: Path) -> None:
