@@ -65,24 +65,6 @@ CONTROLS = [
     *("<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|User|>", "<|Assistant|>"),
     *("[INST]", "[/INST]", "<think>", "</think>"),
 ]
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-    "<|end|>",
-    "<|User|>",
-    "<|Assistant|>",
-    "[INST]",
-    "[/INST]",
-    "<think>",
-    "</think>",
-]
 
 
 def user(text: str) -> Message:
