@@ -20,19 +20,20 @@ from rayrlhf.data.exchange import (
     judged_prompt_length,
 )
 from rayrlhf.data.fields import UnusableRowError
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split
 from rayrlhf.data.special_tokens import ControlStrings
 from rayrlhf.data.tokenizer import prompt_as_text
 from rayrlhf.types import Example, PreferenceExample, Prompt
 
 Row = TypeVar("Row", Demonstration, Preference, PromptRow)
 Record = TypeVar("Record")
+Tokenize = Callable[[Sequence[Row], PreTrainedTokenizerBase, RunConfig, BadRows | None], list[Record]]
 
 
 def tokenize_demonstrations(
-    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: RunConfig, bad: BadRows | None = None
 ) -> list[Example]:
-    """Token sequences of demonstrations; one longer than model.max_length is a bad row."""
+    """Token sequences of demonstrations; one longer than model.max_length is a bad row, of the account `bad` if given."""
 
     def encode(row: Demonstration) -> Example:
         prompt, (response,) = encode_exchange(tokenizer, row.prompt, [row.response], reading=config.data.reading)
@@ -40,11 +41,11 @@ def tokenize_demonstrations(
         return Example(token_ids=np.concatenate([prompt, response]), prompt_length=len(prompt))
 
     _tell_control_strings([(row.prompt, [row.response]) for row in rows], tokenizer, config, "the demonstrations")
-    return _encode_all(rows, encode, config, "the demonstrations")
+    return _encode_all(rows, encode, config, bad, "the demonstrations")
 
 
 def tokenize_preferences(
-    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig, bad: BadRows | None = None
 ) -> list[PreferenceExample]:
     """Token sequences of preferences; what becomes of those too long for the reward model says reward.overlong."""
     limit, overlong = config.reward_max_length, config.reward.overlong
@@ -61,7 +62,7 @@ def tokenize_preferences(
 
     texts = [(row.prompt, [response.text for response in row.responses]) for row in rows]
     _tell_control_strings(texts, tokenizer, config, "the preferences")
-    encoded = _encode_all(rows, encode, config, "the preferences")
+    encoded = _encode_all(rows, encode, config, bad, "the preferences")
     kept = [example for example in encoded if example.longest <= limit]
     if overlong == "drop" and len(kept) < len(encoded):
         told = (
@@ -108,7 +109,9 @@ def without_tokens(row: Preference) -> PreferenceExample:
     )
 
 
-def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[Prompt]:
+def tokenize_prompts(
+    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig, bad: BadRows | None = None
+) -> list[Prompt]:
     """Prompts with ids; one longer than data.max_prompt_tokens is a bad row. Ids are stable for the same rows."""
 
     numbered = {id(row): number for number, row in enumerate(rows)}
@@ -121,18 +124,32 @@ def tokenize_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBa
         return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
 
     _tell_control_strings([(row.prompt, []) for row in rows], tokenizer, config, "the prompts")
-    return _encode_all(rows, encode, config, "the prompts")
+    return _encode_all(rows, encode, config, bad, "the prompts")
 
 
-def _encode_all(rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, what: str) -> list[Record]:
-    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
+def tokenize_both(
+    tokenize: Tokenize[Row, Record], split: Split[Row], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> Split[Record]:
+    """Both parts of a source; how many rows may be bad is a share of the whole."""
+    total = len(split.train) + len(split.heldout)
+    bad = BadRows(what="the training and held-out rows", allowed=config.data.max_bad_rows, total=total)
+    train, heldout = (tokenize(rows, tokenizer, config, bad) for rows in (split.train, split.heldout))
+    bad.tell()
+    return Split(train=train, heldout=heldout, told=split.told)
+
+
+def _encode_all(
+    rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, bad: BadRows | None, what: str
+) -> list[Record]:
+    account = bad or BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
     encoded = []
     for number, row in enumerate(rows):
         try:
             encoded.append(encode(row))
         except UnusableRowError as reason:
-            bad.add(row.origin or f"row {number}", str(reason))
-    bad.tell()
+            account.add(row.origin or f"row {number}", str(reason))
+    if bad is None:
+        account.tell()
     return encoded
 
 

@@ -11,7 +11,7 @@ from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RewardConfig, RunConfig
 from rayrlhf.data.dataset import load_demonstrations, load_preferences
-from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences
+from rayrlhf.data.encoding import tokenize_both, tokenize_demonstrations, tokenize_preferences
 from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.data.tokenizer import load_tokenizer
@@ -28,15 +28,15 @@ from rayrlhf.types import PreferenceExample
 def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLearner:
     """The learner of supervised fine-tuning."""
     tokenizer = load_tokenizer(base_dir)
-    demonstrations = load_demonstrations(config)
+    examples = tokenize_both(tokenize_demonstrations, load_demonstrations(config), tokenizer, config)
     return SupervisedLearner(
         config,
         config.sft,
         NextToken(train_on_prompt=config.sft.train_on_prompt),
         model=_stopping(load_policy(base_dir), tokenizer),
         tokenizer=tokenizer,
-        train=tokenize_demonstrations(demonstrations.train, tokenizer, config),
-        heldout=tokenize_demonstrations(demonstrations.heldout, tokenizer, config),
+        train=examples.train,
+        heldout=examples.heldout,
         ranks=ranks,
         seed=config.seed,
     )
@@ -45,11 +45,11 @@ def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLe
 def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0) -> SupervisedLearner:
     """The learner of one member of the reward-model ensemble."""
     tokenizer = load_tokenizer(base_dir)
-    preferences = load_preferences(config)
+    examples = tokenize_both(tokenize_preferences, load_preferences(config), tokenizer, config)
     settings = LossSettings(**config.reward.loss.model_dump())
-    train = tokenize_preferences(preferences.train, tokenizer, config)
-    check_usable(train, settings, what="the training preferences")
-    train = [row for row, learned in zip(train, learned_from(train, settings), strict=True) if learned]
+    check_usable(examples.train, settings, what="the training preferences")
+    learned = learned_from(examples.train, settings)
+    train = [row for row, kept in zip(examples.train, learned, strict=True) if kept]
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
     train = share_of(train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)
@@ -63,7 +63,7 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
         model=model,
         tokenizer=tokenizer,
         train=resampled(train, config.reward, seed=seed),
-        heldout=tokenize_preferences(preferences.heldout, tokenizer, config),
+        heldout=examples.heldout,
         ranks=ranks,
         seed=seed,
     )

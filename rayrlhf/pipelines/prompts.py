@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
 from rayrlhf.data.dataset import load_prompts, task_best_gold
-from rayrlhf.data.encoding import tokenize_prompts
+from rayrlhf.data.encoding import tokenize_both, tokenize_prompts
 from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.prompts import PromptStream
 from rayrlhf.data.schema import PromptRow, Split
@@ -69,8 +69,8 @@ def load_prompt_set(config: RunConfig, *, policy_dir: str) -> PromptSet:
     """Load and tokenize the prompts with the policy's tokenizer."""
     tokenizer = load_tokenizer(policy_dir)
     split = load_prompts(config)
-    train = tokenize_prompts(split.train, tokenizer, config)
-    heldout = tokenize_prompts(split.heldout, tokenizer, config)
+    tokenized = tokenize_both(tokenize_prompts, split, tokenizer, config)
+    train, heldout = tokenized.train, tokenized.heldout
     if len(train) < config.ppo.prompts_per_step:
         raise DataError(
             f"The prompts hold {len(train)} usable rows and ppo.prompts_per_step={config.ppo.prompts_per_step} asks for more."
