@@ -1,7 +1,7 @@
 """`rayrlhf evaluate`, `score`, `verify`, `reward audit` and `reward export`: reward models and preference data on their own."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -54,8 +54,8 @@ def score(
     model_dir: ModelDir,
     source: Annotated[Path, typer.Argument(help="JSON lines with prompt and response, or messages.")],
     target: Annotated[Path, typer.Argument(help="Written: the same lines with their score. Gone on with if there.")],
-    combine: Annotated[str, typer.Option(help="Of an ensemble: mean, min, mean_std or mean_var.")] = "mean",
-    penalty: Annotated[float, typer.Option(help="Of mean_std and mean_var.")] = 1.0,
+    combine: Annotated[str, typer.Option(help="Of an ensemble: mean, min, mean_std, mean_var or soft_min.")] = "mean",
+    penalty: Annotated[float, typer.Option(help="Of mean_std, mean_var and soft_min.")] = 1.0,
     field: Annotated[str, typer.Option(help="Name of the field that the score is written into.")] = "score",
     skip: Annotated[
         bool, typer.Option(help="Rows that cannot be scored have the score null and the reason beside it.")
@@ -65,14 +65,17 @@ def score(
     """Score a file of prompts and responses; the same command again goes on where it broke off."""
     with clear_errors():
         quiet_libraries()
+        from typing import get_args
+
+        from rayrlhf.algorithms.ensemble import Combination
         from rayrlhf.errors import ConfigError
         from rayrlhf.reward.batch import Scoring, score_file
         from rayrlhf.reward.model import RewardModel
         from rayrlhf.reward.stats import load_stats
         from rayrlhf.telemetry.console import Console
 
-        if combine not in ("mean", "min", "mean_std", "mean_var"):
-            raise ConfigError(f"--combine {combine} must be mean, min, mean_std or mean_var.")
+        if combine not in get_args(Combination):
+            raise ConfigError(f"--combine {combine} must be one of {', '.join(get_args(Combination))}.")
         model = RewardModel(str(model_dir), device=device, dtype="auto", micro_batch_tokens=8192)
         stats = load_stats(model_dir)
         console = Console()
@@ -80,7 +83,7 @@ def score(
         def tell(done: int, total: int) -> None:
             console.note(f"{done:,} of {total:,} rows scored")
 
-        how: Literal["mean", "min", "mean_std", "mean_var"] = combine  # type: ignore[assignment]
+        how: Combination = combine  # type: ignore[assignment]
         scoring = Scoring(combination=how, penalty=penalty, field=field, skip=skip)
         scored = score_file(model, stats, source, target, scoring, progress=tell)
         if not scored:

@@ -28,9 +28,9 @@ class ModelReward(_Term):
     kind: Literal["model"] = "model"
     path: str | None = None
     """Directory; default: the run's own reward_model/."""
-    ensemble: Literal["mean", "min", "mean_std", "mean_var"] = "mean"
-    """How the standardised members of an ensemble become one score: their mean, the worst, or the mean less `penalty`
-    times their standard deviation or variance."""
+    ensemble: Literal["mean", "min", "mean_std", "mean_var", "soft_min"] = "mean"
+    """How the standardised members of an ensemble become one score: their mean, the worst, the mean less `penalty` times
+    their standard deviation or variance, or between mean and worst by `penalty`: -log(mean exp(-penalty x r)) / penalty."""
     penalty: float = Field(default=1.0, ge=0.0)
     length_correction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the part that a response's length explains of its score, within a prompt, that is taken out of the score;

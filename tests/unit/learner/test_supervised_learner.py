@@ -24,7 +24,7 @@ from rayrlhf.errors import CheckpointError, DataError
 from rayrlhf.learner.base import prepare_base
 from rayrlhf.learner.build import build_reward, build_sft
 from rayrlhf.learner.objectives import NextToken
-from rayrlhf.learner.supervised import SupervisedLearner
+from rayrlhf.learner.supervised import SupervisedLearner, some_of
 from rayrlhf.telemetry.metrics import check_names
 
 STEADY = {"lr": 1.0e-3, "eps": 1.0e-4}
@@ -246,3 +246,12 @@ def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
     found = parameters(reward._core.model)
     assert all(torch.equal(found[name], value) for name, value in trained.items() if name != "lm_head.weight")
     assert reward.train_step()["reward/loss"] == pytest.approx(0.69, abs=0.4)
+
+
+def test_an_evaluation_takes_some_of_the_rows_always_the_same() -> None:
+    rows = list(range(5000))
+    some = some_of(rows, 1000, seed=3)
+    assert len(set(some)) == 1000
+    assert list(some) == sorted(some) == list(some_of(rows, 1000, seed=3))
+    assert list(some) != list(some_of(rows, 1000, seed=4))
+    assert some_of(rows[:10], 1000, seed=3) == rows[:10]

@@ -245,3 +245,23 @@ def test_a_file_cannot_hold_the_scores_of_two_models(tmp_path: Path) -> None:
     (row,) = [json.loads(line) for line in (tmp_path / "other.jsonl").read_text().splitlines()]
     assert row["score"] == 5
     assert isinstance(row["judged"], float)
+
+
+def test_labels_and_single_ratings_are_judged_without_pairs() -> None:
+    rows = [Preference(prompt=f"q{i}", responses=(Response(text="x", label=i % 2 == 0),)) for i in range(6)]
+    found = judge(by_hand(rows, [[3.0], [1.0], [2.0], [2.5], [4.0], [0.0]], [[1]] * 6)).figures
+    assert found["label_auroc"] == pytest.approx(8 / 9)
+    assert "accuracy" not in found
+    rated = [Preference(prompt=f"q{i}", responses=(Response(text="x", rating=float(i)),)) for i in range(4)]
+    found = judge(by_hand(rated, [[0.0], [2.0], [1.0], [3.0]], [[1]] * 4)).figures
+    assert found["rating_spearman"] == pytest.approx(0.8)
+    assert [row[0] for row in evaluation_rows(found)][:2] == ["pairs", "ratings"]
+
+
+@pytest.mark.parametrize(("right", "at_chance"), [(30, True), (55, False)])
+def test_a_model_at_chance_is_marked(right: int, at_chance: bool) -> None:
+    rows = [pair(f"q{i}", "good", "bad") for i in range(60)]
+    scores = [[1.0, 0.0] if i < right else [0.0, 1.0] for i in range(60)]
+    found = judge(by_hand(rows, scores, [[1, 1]] * 60)).figures
+    assert found["at_chance"] == at_chance
+    assert ("AT CHANCE" in [row[0] for row in evaluation_rows(found)]) == at_chance
