@@ -17,6 +17,7 @@ from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText
 from rayrlhf.data.source_report import SourceReport
 from rayrlhf.data.sources import load_rows
 from rayrlhf.data.splitting import sliced, split_by_prompt
+from rayrlhf.data.teaching import teaching
 from rayrlhf.errors import DataError
 
 Prompted = TypeVar("Prompted", Demonstration, PromptRow)
@@ -49,16 +50,26 @@ def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
 def load_preferences(config: RunConfig) -> Split[Preference]:
     """Preferences for the reward model; of labelled texts, positive ones over negative ones; of parallel files, a line's
     own response over another's."""
+    loss = config.reward.loss
+    if config.data.task is not None or _source(config, "preferences").format != "preferences":
+        split = _made_preferences(config)
+        teaching(split.train, loss, what="pairs that are made of texts")
+        return split
+    source = _source(config, "preferences")
+    records, told = describe_preferences(source, config.data, seed=config.seed)
+    kept, note = teaching(records, loss, what=source.path)
+    return split_by_prompt(kept, config, told=told if note is None else [*told, note])
+
+
+def _made_preferences(config: RunConfig) -> Split[Preference]:
+    """Pairs of a built-in task, of labelled texts or of parallel files."""
     if config.data.task is not None:
         return _task(config).preferences()
     source = _source(config, "preferences")
     if source.format == "labelled":
         return _labelled_pairs(config, source)
-    if source.format == "parallel":
-        split = _load(config, source, _demonstration)
-        return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout), told=split.told)
-    records, told = describe_preferences(source, config.data, seed=config.seed)
-    return split_by_prompt(records, config, told=told)
+    split = _load(config, source, _demonstration)
+    return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout), told=split.told)
 
 
 def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> list[Preference]:

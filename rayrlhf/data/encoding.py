@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -85,21 +84,10 @@ def encode_preference(
     """The token sequences of one preference, each prompt and response, at most `cut` tokens of each."""
     texts = [response.text for response in row.responses]
     whole = encode_judged(tokenizer, row.prompt, texts, reading=reading)
-    return replace(
-        without_tokens(row),
+    return PreferenceExample(
         sequences=tuple(sequence[:cut] for sequence in whole),
         lengths=tuple(len(sequence) for sequence in whole),
         prompt_length=judged_prompt_length(tokenizer, row.prompt, reading=reading),
-    )
-
-
-def without_tokens(row: Preference) -> PreferenceExample:
-    """What a loss is told of a preference, before it is encoded."""
-    nothing = np.zeros(0, dtype=np.int32)
-    return PreferenceExample(
-        sequences=(nothing,) * len(row.responses),
-        lengths=(0,) * len(row.responses),
-        prompt_length=0,
         ranks=row.ranks,
         ratings=tuple(float("nan") if r.rating is None else r.rating for r in row.responses),
         labels=tuple(float("nan") if r.label is None else float(r.label) for r in row.responses),

@@ -29,11 +29,12 @@ def split_by_prompt(rows: Sequence[Row], config: RunConfig, *, told: Iterable[st
 
     Prompts that differ in case, punctuation and spaces alone are one prompt to it.
     """
-    train: list[Row] = []
-    heldout: list[Row] = []
-    for row in rows:
-        key = derive_seed(config.seed, "heldout", normal_form(row.key))
-        (heldout if key < config.data.heldout_fraction * _RANGE else train).append(row)
+    keys = [derive_seed(config.seed, "heldout", normal_form(row.key)) for row in rows]
+    # Of a few prompts one is held out, whatever the hash says.
+    least = min(keys) if len(set(keys)) > 1 else -1
+    below = max(config.data.heldout_fraction * _RANGE, least + 1)
+    train = [row for row, key in zip(rows, keys, strict=True) if key >= below]
+    heldout = [row for row, key in zip(rows, keys, strict=True) if key < below]
     counts = f"{len(train):,} records are trained on and {len(heldout):,} held out, by prompt."
     found: list[str | None] = [_repeated(rows), _shared(train, heldout)]
     return Split(train=train, heldout=heldout, told=(*told, counts, *(note for note in found if note is not None)))

@@ -16,7 +16,7 @@ from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
-from rayrlhf.learner.objectives import NextToken, PreferenceObjective, check_usable, learned_from
+from rayrlhf.learner.objectives import NextToken, PreferenceObjective
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
@@ -47,11 +47,8 @@ def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int 
     tokenizer = load_tokenizer(base_dir)
     examples = tokenize_both(tokenize_preferences, load_preferences(config), tokenizer, config)
     settings = LossSettings(**config.reward.loss.model_dump())
-    check_usable(examples.train, settings, what="the training preferences")
-    learned = learned_from(examples.train, settings)
-    train = [row for row, kept in zip(examples.train, learned, strict=True) if kept]
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
-    train = share_of(train, config.reward.train_share, seed=config.seed)
+    train = share_of(examples.train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)
     model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
     if config.reward.lora is not None:

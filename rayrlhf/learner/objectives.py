@@ -19,15 +19,11 @@ from rayrlhf.algorithms.preference_loss import (
 )
 from rayrlhf.algorithms.supervised import token_nll
 from rayrlhf.data.batching import collate
-from rayrlhf.errors import DataError
 from rayrlhf.models.forward import policy_forward, sequence_scores
 from rayrlhf.types import Example, MicroBatch, PreferenceExample
 
 Figures = dict[str, tuple[Tensor | float, float]]
 """By metric name a sum and what it is to be divided by, both still to be added up over micro-batches and ranks."""
-
-
-_NEEDS = {"regression": "ratings", "binary": "labels", "scaled": "rankings with a margin"}
 
 
 @runtime_checkable
@@ -190,25 +186,6 @@ def _pair_weights(rows: Sequence[PreferenceExample], width: int) -> Tensor:
             count = len(row.sequences)
             own[:count, :count] = torch.from_numpy(row.pair_weights)
     return weights
-
-
-def learned_from(rows: Sequence[PreferenceExample], settings: LossSettings) -> list[bool]:
-    """Of each row, whether the loss learns anything from it."""
-    return usable_rows(targets_of(rows), settings).tolist() if rows else []
-
-
-def check_usable(rows: Sequence[PreferenceExample], settings: LossSettings, *, what: str) -> str | None:
-    """A sentence on rows that the loss learns nothing from, None without any; DataError where it learns from none."""
-    idle = learned_from(rows, settings).count(False)
-    needed = _NEEDS.get(settings.kind, "rankings")
-    if rows and idle == len(rows):
-        raise DataError(f"reward.loss.kind={settings.kind} learns nothing from {what}: it needs {needed}.")
-    if not idle:
-        return None
-    return (
-        f"reward.loss.kind={settings.kind} learns nothing from {idle:,} of {len(rows):,} of {what}, which have no {needed}: "
-        f"they are left out."
-    )
 
 
 def _in_rows(flat: Tensor, valid: Tensor) -> Tensor:

@@ -1,21 +1,19 @@
 """The data of a run, read once before anything starts: a bad file is known now, and what was found in it is told."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.config import MetricReward, RunConfig, Stage
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
-from rayrlhf.data.encoding import encode_preference, without_tokens
+from rayrlhf.data.encoding import encode_preference
 from rayrlhf.data.exchange import encode_exchange, encode_prompt
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
 from rayrlhf.errors import DataError
-from rayrlhf.learner.objectives import check_usable
 from rayrlhf.pipelines.prompts import load_prompt_set
 
 _SHOWN = 1000
@@ -63,8 +61,6 @@ class DataCheck:
                 # Before anything is counted: a row that its tokenizer refuses is why there are too few.
                 load_prompt_set(self.config, policy_dir=self.policy_dir)
             self._demand_both_parts(stage, split)
-            if stage == "reward":
-                split = replace(split, told=(*split.told, *self._idle(split)))
             if stage == "ppo":
                 _check_references(self.config, split)
             self.found[stage] = self._describe(stage, split)
@@ -77,15 +73,6 @@ class DataCheck:
             f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
             f"give more rows, or change data.heldout_fraction={self.config.data.heldout_fraction:g}."
         )
-
-    def _idle(self, preferences: Split[Preference]) -> list[str]:
-        """What of the preferences the loss learns nothing from; DataError where that is all of them."""
-        settings = LossSettings(**self.config.reward.loss.model_dump())
-        parts = {"the training preferences": preferences.train, "the held-out preferences": preferences.heldout}
-        told = [
-            check_usable([without_tokens(row) for row in rows], settings, what=what) for what, rows in parts.items()
-        ]
-        return [sentence for sentence in told if sentence is not None]
 
     def _describe(self, stage: Stage, split: Split[Any]) -> FoundData:
         if not split.told:

@@ -13,7 +13,7 @@ from rayrlhf.config import RewardConfig
 from rayrlhf.data.length_balance import balance_lengths
 from rayrlhf.errors import DataError
 from rayrlhf.learner.build import resampled, share_of
-from rayrlhf.learner.objectives import PreferenceObjective, check_usable, learned_from, targets_of
+from rayrlhf.learner.objectives import PreferenceObjective, targets_of
 from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.types import PreferenceExample
 
@@ -78,31 +78,6 @@ def test_a_ranking_scores_each_response_once() -> None:
         losses.append(np.mean([np.logaddexp(0.0, b - a) for a, b in pairs]))
     assert made.train_step()["reward/loss"] == pytest.approx(np.mean(losses), abs=1e-5)
     assert made.tokens == sum(len(s) for row in rows for s in row.sequences)
-
-
-def test_a_loss_that_no_row_suits_is_refused() -> None:
-    rows = rankings(3, seed=1)
-    check_usable(rows, LossSettings(kind="regression"), what="the rows")
-    with pytest.raises(DataError, match=r"reward\.loss\.kind=binary learns nothing from the rows: it needs labels"):
-        check_usable(rows, LossSettings(kind="binary"), what="the rows")
-    # Margins of 0 weigh nothing in the loss that they scale.
-    with pytest.raises(
-        DataError, match=r"reward\.loss\.kind=scaled learns nothing from the rows: it needs rankings with"
-    ):
-        check_usable(rows, LossSettings(kind="scaled"), what="the rows")
-
-
-def test_rows_that_teach_nothing_are_counted_and_do_not_count() -> None:
-    strong = replace(rankings(1, seed=1)[0], margin=2.0)
-    rows = [*rankings(3, seed=2), strong]
-    settings = LossSettings(kind="scaled")
-    told = check_usable(rows, settings, what="the rows")
-    assert told == (
-        "reward.loss.kind=scaled learns nothing from 3 of 4 of the rows, which have no rankings with a margin: they are "
-        "left out."
-    )
-    assert learned_from(rows, settings) == [False, False, False, True]
-    assert PreferenceObjective(settings).weight(rows) == 1.0
 
 
 def test_targets_are_padded_to_the_longest_ranking() -> None:
