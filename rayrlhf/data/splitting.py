@@ -15,6 +15,7 @@ Record = TypeVar("Record")
 
 _RANGE = 2.0**31
 """Of derived seeds."""
+_EXPECTED = 0.5
 _WORDS = 5
 _KEPT = 8
 """One in so many shingles is compared: those whose digest this number divides."""
@@ -30,9 +31,10 @@ def split_by_prompt(rows: Sequence[Row], config: RunConfig, *, told: Iterable[st
     Prompts that differ in case, punctuation and spaces alone are one prompt to it.
     """
     keys = [derive_seed(config.seed, "heldout", normal_form(row.key)) for row in rows]
-    # Of a few prompts one is held out, whatever the hash says.
-    least = min(keys) if len(set(keys)) > 1 else -1
-    below = max(config.data.heldout_fraction * _RANGE, least + 1)
+    fraction, prompts = config.data.heldout_fraction, len(set(keys))
+    # Where one of a few prompts is to be expected there, one is held out, whatever the hash says.
+    least = min(keys) if prompts > 1 and fraction * prompts >= _EXPECTED else -1
+    below = max(fraction * _RANGE, least + 1)
     train = [row for row, key in zip(rows, keys, strict=True) if key >= below]
     heldout = [row for row, key in zip(rows, keys, strict=True) if key < below]
     counts = f"{len(train):,} records are trained on and {len(heldout):,} held out, by prompt."

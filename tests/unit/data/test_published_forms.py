@@ -476,3 +476,12 @@ def test_near_copies_across_the_split_are_told(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", rows[::2])
     split = load_demonstrations(config(tmp_path, demonstrations={"path": path, "format": "demonstrations"}))
     assert not any("nearly word for word" in told for told in split.told)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_a_few_prompts_one_is_held_out(tmp_path: Path, seed: int) -> None:
+    path = write(tmp_path / "d.jsonl", [{"prompt": f"q{i}", "response": "x"} for i in range(8)])
+    source = {"path": path, "format": "demonstrations"}
+    split = load_demonstrations(config(tmp_path, f"seed={seed}", demonstrations=source))
+    assert 1 <= len(split.heldout) < 8
+    assert len(split.heldout) + len(split.train) == 8
