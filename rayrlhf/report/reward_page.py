@@ -174,6 +174,13 @@ def audit_rows(found: Row) -> list[list[str]]:
         rows.append(
             ["template", f"{found['template']['more_than_one_bos']}; {found['template']['no_end_token']}", told]
         )
+        rows.append(
+            [
+                "ends written out",
+                f"{found['template']['ended']:,}",
+                "rows whose text ends with the end token: it is read once",
+            ]
+        )
         told = "rows with a text that holds control strings of the tokenizer"
         rows.append(["control strings", f"{found['template']['control_strings']:,}", told])
     if found.get("suspects"):

@@ -116,13 +116,14 @@ def _lengths(
 def _template(rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How every response begins and ends once it is tokens."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    doubled = unfinished = control = 0
+    doubled = unfinished = control = ended = 0
     for row in rows:
+        ended += any(response.text.rstrip().endswith(str(tokenizer.eos_token)) for response in row.responses)
         control += bool(control_strings_in(tokenizer, row.prompt, [response.text for response in row.responses]))
         for sequence in encode_preference(row, tokenizer).sequences:
             doubled += bos is not None and int((sequence == bos).sum()) > 1
             unfinished += isinstance(row.prompt, str) and int(sequence[-1]) != eos
-    return {"more_than_one_bos": doubled, "no_end_token": unfinished, "control_strings": control}
+    return {"more_than_one_bos": doubled, "no_end_token": unfinished, "control_strings": control, "ended": ended}
 
 
 def _suspects(pairs: Sequence[Preference]) -> dict[str, Any]:

@@ -120,17 +120,25 @@ def test_what_is_no_decoder_is_named() -> None:
         causal_class(AutoConfig.for_model("t5"))
 
 
-@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2", "bert"])
+ENCODERS: dict[str, dict[str, int]] = {
+    **{key: {} for key in ["bert", "deberta", "deberta-v2", "roberta", "xlm-roberta", "mpnet", "ernie"]},
+    "electra": {"embedding_size": 32},
+    "albert": {"embedding_size": 16},
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2},
+    "modernbert": {"cls_token_id": 0, "sep_token_id": 1, "bos_token_id": 0, "eos_token_id": 1},
+}
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
 def test_whatever_lies_outside_the_backbone_is_the_head(tmp_path: Path, model_type: str) -> None:
+    usual = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     own = AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer()),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         max_position_embeddings=64,
         pad_token_id=0,
+        **({} if model_type == "distilbert" else usual),
+        **ENCODERS[model_type],
     )
     AutoModel.from_config(own).save_pretrained(tmp_path / "encoder")
     tokenizer().save_pretrained(tmp_path / "encoder")

@@ -155,7 +155,9 @@ def test_an_audit_finds_what_was_planted(tmp_path: Path) -> None:
     assert len(named - planted) <= 4
     assert found["longer_wins"] > 0.9
     assert found["over_long"] > 0.5
-    assert found["template"] == {"more_than_one_bos": 0, "no_end_token": 0, "control_strings": 0}
+    assert found["template"] == {"more_than_one_bos": 0, "no_end_token": 0, "control_strings": 0, "ended": 0}
+    ended = pair("q", f"ale{tokenizer().eos_token}", "bread")
+    assert audit([ended], [], tokenizer=tokenizer(), max_length=8)["template"]["ended"] == 1
     page = write_audit_page(tmp_path / "a.html", found, data="planted").read_text()
     assert next(iter(named & planted)) in page
     assert {row[0] for row in audit_rows(found)} >= {"duplicates", "contradictions", "labels to look at"}
