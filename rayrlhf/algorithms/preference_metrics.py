@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from rayrlhf.algorithms.pass_rate import wilson_interval
+
 _BINS = 15
 _RESAMPLES = 1000
 
@@ -31,13 +33,19 @@ def right(difference: Column) -> Column:
 
 
 def accuracy(difference: Column, cluster: Int[np.ndarray, " pairs"], *, seed: int = 0) -> Interval:
-    """Share of pairs in order, ties half, with a bootstrap interval over prompts: pairs of one prompt are not independent."""
+    """Share of pairs in order, ties half, with a bootstrap interval over prompts: pairs of one prompt are not independent.
+
+    Where all prompts are alike, and resampling says nothing, it is Wilson's for the number of prompts.
+    """
     _, codes = np.unique(cluster, return_inverse=True)
     hits, counts = np.bincount(codes, weights=right(difference)), np.bincount(codes)
     drawn = np.random.default_rng(seed).integers(len(counts), size=(_RESAMPLES, len(counts)))
     shares = hits[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(shares, [0.025, 0.975])
-    return Interval(value=float(hits.sum() / counts.sum()), low=float(low), high=float(high))
+    value = float(hits.sum() / counts.sum())
+    if low == high:
+        low, high = wilson_interval(value, len(counts))
+    return Interval(value=value, low=float(low), high=float(high))
 
 
 def strict_accuracy(difference: Column) -> float:

@@ -105,3 +105,11 @@ def test_best_of_n_of_equal_scores_is_the_mean_and_its_distance_known() -> None:
     assert metrics.best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
     with pytest.raises(ValueError, match="at least 4 samples"):
         metrics.best_of_n(np.zeros(3), quality, 4)
+
+
+def test_a_few_prompts_all_right_are_no_certainty() -> None:
+    few = metrics.accuracy(np.ones(3), np.arange(3))
+    assert (few.value, few.high) == (1.0, pytest.approx(1.0))
+    # Wilson 1927, with z the 97.5 % quantile of the normal distribution: n / (n + z^2) at a rate of 1.
+    assert few.low == pytest.approx(3 / (3 + 1.959964**2), abs=1e-5)
+    assert metrics.accuracy(np.ones(1), np.arange(1)).low < 0.5
