@@ -12,6 +12,9 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 LengthShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of length's part to take out of the scores.")]
 Probability = Annotated[str, typer.Option(help="Field with the probability that the stated order is right.")]
 
+_MAX_BAD_ROWS = 0.05
+"""Share of rows that may be bad in files that are judged, audited or exported."""
+
 evaluate = typer.Typer(no_args_is_help=True, help="Judge a reward model.")
 
 
@@ -39,7 +42,8 @@ def evaluate_reward(
         rows = _preferences(data, probability_key=probability_key, limit=limit)
         model = RewardModel(str(model_dir), device=device, dtype="auto", micro_batch_tokens=8192)
         stats = load_stats(model_dir)
-        scored = score_preferences(model, rows, max_length=max_length or stats.max_length, cut=cut)
+        longest = max_length or stats.max_length
+        scored = score_preferences(model, rows, max_length=longest, cut=cut, max_bad_rows=_MAX_BAD_ROWS)
         found = judge(scored.less_length(stats, length_correction), None if length_correction else stats)
         folder = output or Path(f"{model_dir.name}-{data.name.split('.')[0]}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +207,7 @@ def _preferences(path: Path, *, probability_key: str, limit: int | None = None):
     from rayrlhf.telemetry.console import Console
 
     source = SourceConfig(path=str(path.absolute()), format="preferences", probability_key=probability_key, limit=limit)
-    records, told = describe_preferences(source, DataConfig(max_bad_rows=0.05), seed=0)
+    records, told = describe_preferences(source, DataConfig(max_bad_rows=_MAX_BAD_ROWS), seed=0)
     for sentence in told:
         Console().note(sentence)
     return records

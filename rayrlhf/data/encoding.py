@@ -126,16 +126,22 @@ def tokenize_both(
     return Split(train=train, heldout=heldout, told=split.told)
 
 
+def usable_rows(rows: Sequence[Row], encode: Callable[[Row], Record], bad: BadRows) -> list[tuple[Row, Record]]:
+    """The rows that can be encoded, with what each became; the others are in the account `bad`."""
+    usable = []
+    for number, row in enumerate(rows):
+        try:
+            usable.append((row, encode(row)))
+        except UnusableRowError as reason:
+            bad.add(row.origin or f"row {number}", str(reason))
+    return usable
+
+
 def _encode_all(
     rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, bad: BadRows | None, what: str
 ) -> list[Record]:
     account = bad or BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
-    encoded = []
-    for number, row in enumerate(rows):
-        try:
-            encoded.append(encode(row))
-        except UnusableRowError as reason:
-            account.add(row.origin or f"row {number}", str(reason))
+    encoded = [record for _, record in usable_rows(rows, encode, account)]
     if bad is None:
         account.tell()
     return encoded

@@ -7,14 +7,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import MetricReward, RunConfig, Stage
+from rayrlhf.data.bad_rows import BadRows
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
-from rayrlhf.data.encoding import encode_preference
-from rayrlhf.data.exchange import encode_exchange, encode_prompt
+from rayrlhf.data.encoding import encode_preference, usable_rows
+from rayrlhf.data.exchange import encode_exchange, encode_judged, encode_prompt
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
 from rayrlhf.errors import DataError
 from rayrlhf.pipelines.prompts import load_prompt_set
+from rayrlhf.reward.stats import reading_of
 
 _SHOWN = 1000
 """Characters of an example in the terminal."""
@@ -63,6 +65,7 @@ class DataCheck:
             self._demand_both_parts(stage, split)
             if stage == "ppo":
                 _check_references(self.config, split)
+                self._check_readers(split)
             self.found[stage] = self._describe(stage, split)
         return self.found
 
@@ -73,6 +76,19 @@ class DataCheck:
             f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
             f"give more rows, or change data.heldout_fraction={self.config.data.heldout_fraction:g}."
         )
+
+    def _check_readers(self, prompts: Split[PromptRow]) -> None:
+        """DataError where a reward model that is there already cannot read too many of the prompts."""
+        rows = [*prompts.train, *prompts.heldout]
+        if all(isinstance(row.prompt, str) for row in rows):
+            return
+        for path in [term.path for term in self.config.ppo.reward_models if term.path is not None]:
+            tokenizer, reading = load_tokenizer(path), reading_of(path)
+            bad = BadRows(
+                what=f"the prompts, as {path} reads them,", allowed=self.config.data.max_bad_rows, total=len(rows)
+            )
+            usable_rows(rows, lambda row: encode_judged(tokenizer, row.prompt, ["a"], reading=reading), bad)  # noqa: B023
+            bad.tell()
 
     def _describe(self, stage: Stage, split: Split[Any]) -> FoundData:
         if not split.told:

@@ -158,8 +158,11 @@ def audit_rows(found: Row) -> list[list[str]]:
     if "shared_prompts" in found:
         told = f"of {found['heldout_prompts']:,} held-out prompts are trained on"
         rows.append(["shared prompts", f"{found['shared_prompts']:,}", told])
-    quantiles = ", ".join(f"{value:,.0f}" for value in found["length_quantiles"])
-    rows.append(["length", quantiles, f"{unit}, prompt and response: median, 90 %, 99 %, longest"])
+    if found.get("unreadable"):
+        rows.append(["unreadable", f"{found['unreadable']:,}", f"such as {found['unreadable_named'][0]}"])
+    if "length_quantiles" in found:
+        quantiles = ", ".join(f"{value:,.0f}" for value in found["length_quantiles"])
+        rows.append(["length", quantiles, f"{unit}, prompt and response: median, 90 %, 99 %, longest"])
     if "longer_wins" in found:
         rows += [
             ["the longer wins", f"{found['longer_wins']:.1%}", f"equal lengths {found['equal_length']:.1%}"],

@@ -12,10 +12,12 @@ from sklearn.model_selection import GroupKFold
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.preference_metrics import longer_accuracy
-from rayrlhf.data.encoding import encode_preference
+from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.encoding import encode_preference, usable_rows
 from rayrlhf.data.exchange import control_strings_in
 from rayrlhf.data.schema import Preference
 from rayrlhf.data.splitting import normal_form
+from rayrlhf.types import PreferenceExample
 
 _FOLDS = 5
 _SUSPECTS = 20
@@ -32,9 +34,14 @@ def audit(
 ) -> dict[str, Any]:
     """Every figure as JSON holds it. Lengths are tokens, or characters where no tokenizer is given."""
     found: dict[str, Any] = {"unit": "characters" if tokenizer is None else "tokens"}
-    found |= _counts(rows) | _repetitions(rows) | _shared(rows, heldout) | _lengths(rows, tokenizer, max_length)
+    found |= _counts(rows) | _repetitions(rows) | _shared(rows, heldout)
+    encoded = None
     if tokenizer is not None:
-        found["template"] = _template(rows, tokenizer)
+        bad = BadRows(what="the preferences", allowed=1.0, total=len(rows))
+        encoded = usable_rows(rows, lambda row: encode_preference(row, tokenizer), bad)
+        found |= {"unreadable": len(bad.reasons), "unreadable_named": bad.reasons[:_SUSPECTS]}
+        found["template"] = _template(encoded, tokenizer)
+    found |= _lengths(rows, encoded, max_length)
     pairs = [row for row in rows if row.is_pair]
     found["suspects"] = _suspects(pairs) if len(_groups(pairs)) >= _FOLDS else None
     return found
@@ -85,17 +92,21 @@ def _shared(rows: Sequence[Preference], heldout: Sequence[Preference]) -> dict[s
 
 
 def _lengths(
-    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+    rows: Sequence[Preference], encoded: Sequence[tuple[Preference, PreferenceExample]] | None, max_length: int | None
 ) -> dict[str, Any]:
-    whole, own = [], []
-    for row in rows:
-        if tokenizer is None:
-            own.append([len(response.text) for response in row.responses])
-            whole.append([len(_prompt(row)) + length for length in own[-1]])
-        else:
-            example = encode_preference(row, tokenizer)
-            whole.append([len(sequence) for sequence in example.sequences])
-            own.append([length - example.prompt_length for length in whole[-1]])
+    """In characters, or in tokens of what is encoded."""
+    if encoded is None:
+        own = [[len(response.text) for response in row.responses] for row in rows]
+        whole = [[len(_prompt(row)) + length for length in lengths] for row, lengths in zip(rows, own, strict=True)]
+    else:
+        rows = [row for row, _ in encoded]
+        whole = [[len(sequence) for sequence in example.sequences] for _, example in encoded]
+        own = [
+            [length - example.prompt_length for length in all_]
+            for (_, example), all_ in zip(encoded, whole, strict=True)
+        ]
+    if not rows:
+        return {}
     pairs = [(row, lengths) for row, lengths in zip(rows, own, strict=True) if row.is_pair]
     longer_by = np.array([lengths[r.ranking[0][0]] - lengths[r.ranking[1][0]] for r, lengths in pairs], dtype=float)
     found: dict[str, Any] = {"length_quantiles": np.quantile(np.concatenate(whole), [0.5, 0.9, 0.99, 1.0]).tolist()}
@@ -113,14 +124,16 @@ def _lengths(
     return found
 
 
-def _template(rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _template(
+    encoded: Sequence[tuple[Preference, PreferenceExample]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """How every response begins and ends once it is tokens."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     doubled = unfinished = control = ended = 0
-    for row in rows:
+    for row, example in encoded:
         ended += any(response.text.rstrip().endswith(str(tokenizer.eos_token)) for response in row.responses)
         control += bool(control_strings_in(tokenizer, row.prompt, [response.text for response in row.responses]))
-        for sequence in encode_preference(row, tokenizer).sequences:
+        for sequence in example.sequences:
             doubled += bos is not None and int((sequence == bos).sum()) > 1
             unfinished += isinstance(row.prompt, str) and int(sequence[-1]) != eos
     return {"more_than_one_bos": doubled, "no_end_token": unfinished, "control_strings": control, "ended": ended}

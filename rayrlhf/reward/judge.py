@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from rayrlhf.algorithms import preference_metrics as metrics
+from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.encoding import usable_rows
 from rayrlhf.data.schema import Preference
 from rayrlhf.errors import DataError
 from rayrlhf.files import write_json
@@ -74,27 +76,30 @@ class Judged:
 
 
 def score_preferences(
-    model: RewardModel, rows: Sequence[Preference], *, max_length: int, cut: bool = False
+    model: RewardModel, rows: Sequence[Preference], *, max_length: int, cut: bool = False, max_bad_rows: float = 0.01
 ) -> ScoredPreferences:
-    """Score every response; rows with one that is too long are left out and counted, or read as far as `max_length`."""
-    limit = max_length if cut else None
-    whole = [[model.encode(row.prompt, response.text) for response in row.responses] for row in rows]
-    encoded = [[sequence[:limit] for sequence in sequences] for sequences in whole]
-    kept = [i for i, sequences in enumerate(encoded) if max(map(len, sequences)) <= max_length]
-    if not kept:
+    """Score every response; rows with one that is too long are left out and counted, or read as far as `max_length`.
+
+    Rows that the model's tokenizer or template refuses are bad rows, of which this share is allowed.
+    """
+    bad = BadRows(what="the preferences", allowed=max_bad_rows, total=len(rows))
+    usable = usable_rows(rows, lambda row: [model.encode(row.prompt, r.text) for r in row.responses], bad)
+    bad.tell()
+    fitting = [(row, whole) for row, whole in usable if cut or max(map(len, whole)) <= max_length]
+    if not fitting:
         raise DataError(f"None of the {len(rows)} preferences fits into {max_length} tokens.")
-    flat = [sequence for i in kept for sequence in encoded[i]]
+    flat = [sequence[:max_length] for _, whole in fitting for sequence in whole]
     # A text may be a side of many pairs; it is scored once.
     texts = np.array([sequence.tobytes() for sequence in flat], dtype=object)
     _, first, place = np.unique(texts, return_index=True, return_inverse=True)
     scores = model.score([flat[i] for i in first])[place]
-    cuts = np.cumsum([len(encoded[i]) for i in kept])[:-1]
+    cuts = np.cumsum([len(whole) for _, whole in fitting])[:-1]
     return ScoredPreferences(
-        rows=[rows[i] for i in kept],
+        rows=[row for row, _ in fitting],
         sequences=flat,
         scores=np.split(scores, cuts),
-        lengths=[np.array([len(s) for s in whole[i]]) - model.prompt_length(rows[i].prompt) for i in kept],
-        left_out=len(rows) - len(kept),
+        lengths=[np.array([len(s) for s in whole]) - model.prompt_length(row.prompt) for row, whole in fitting],
+        left_out=len(rows) - len(fitting),
     )
 
 

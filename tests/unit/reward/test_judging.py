@@ -267,3 +267,19 @@ def test_a_model_at_chance_is_marked(right: int, at_chance: bool) -> None:
     found = judge(by_hand(rows, scores, [[1, 1]] * 60)).figures
     assert found["at_chance"] == at_chance
     assert ("AT CHANCE" in [row[0] for row in evaluation_rows(found)]) == at_chance
+
+
+def test_rows_that_a_tokenizer_refuses_are_bad_rows_of_an_evaluation_and_counted_by_an_audit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = load(packaged(tmp_path / "m"))
+    rows = [*preferences(30), pair("Guest:", " ale \ud83d", " bread", origin="p.jsonl:31")]
+    with pytest.raises(DataError, match=r"1 of 31 rows of the preferences cannot be used: p\.jsonl:31: the tokenizer"):
+        score_preferences(model, rows, max_length=64)
+    scored = score_preferences(model, rows, max_length=64, max_bad_rows=0.05)
+    assert (len(scored.rows), scored.left_out) == (30, 1)
+    found = audit(rows, [], tokenizer=tokenizer(), max_length=64)
+    assert found["unreadable"] == 1
+    assert found["unreadable_named"][0].startswith("p.jsonl:31: the tokenizer refuses it")
+    assert "unreadable" in [row[0] for row in audit_rows(found)]
+    assert capfd.readouterr().err.count("p.jsonl:31") == 1

@@ -175,3 +175,27 @@ def test_two_samples_of_one_name_have_an_answer_each(tmp_path: Path) -> None:
     answers = made.score_each([first, second])
     assert [answer.score for answer in answers] == [2.0, 6.0]  # type: ignore[union-attr]
     assert [answer.trajectory is t for answer, t in zip(answers, (first, second), strict=True)] == [True, True]  # type: ignore[union-attr]
+
+
+def test_a_prompt_that_a_reward_models_template_refuses_has_no_score_and_says_why(tmp_path: Path) -> None:
+    own = byte_level(template=CHATML)
+    export_model(make_policy(INIT, own, seed=1), own, tmp_path / "base")
+    own.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    )
+    export_model(make_reward_model(str(tmp_path / "base"), own, seed=2), own, tmp_path / "reward")
+    model = RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64)
+    term = ModelTerm(model, combination="mean", penalty=0.0, policy_tokenizer=own, standardize=False)
+    turns = [{"role": "system", "content": "two"}, {"role": "user", "content": "four"}]
+    requests = [
+        ScoreRequest(name=name, prompt=prompt, response="it", token_ids=np.zeros(1, dtype=np.int32), finished=True)
+        for name, prompt in (("s0", turns[1:]), ("s1", turns), ("s2", turns[1:]))
+    ]
+    first, refused, second = term.score(requests)
+    assert refused.value is None
+    assert refused.reason.endswith(
+        "cannot read sample s1: the chat template refuses it: no system role (data.roles=merge joins turns that it does not "
+        "take)"
+    )
+    assert first.value == second.value == pytest.approx(float(model.score([model.encode(turns[1:], "it")])[0, 0]))
+    assert [score.value for score in term.score(requests[1:2])] == [None]
