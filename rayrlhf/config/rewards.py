@@ -46,9 +46,9 @@ class MetricReward(_ScaledTerm):
     """A comparison with the prompt's reference response."""
 
     kind: Literal["metric"]
-    name: Literal["bleu", "chrf", "rouge1", "rouge2", "rougeL", "embedding"]
-    """chrf and bleu (sacrebleu, sentence level, here from 0 to 1), rouge F (rouge-score), or the cosine of mean
-    embeddings; its name in samples and data rows too."""
+    name: Literal["bleu", "chrf", "chrf++", "ter", "rouge1", "rouge2", "rougeL", "embedding"]
+    """bleu, chrf and chrf++ (sacrebleu, sentence level, here from 0 to 1), ter (1 less the rate of edits, at least 0), rouge
+    F (rouge-score), or the cosine of mean embeddings; its name in samples and data rows too."""
     encoder: str | None = None
     """embedding: directory or hub name of any encoder."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
 from transformers import AutoModel, AutoTokenizer
 
 from rayrlhf.errors import DataError, ModelError
@@ -39,8 +39,11 @@ class MetricTerm:
 
 
 def _metric(name: str, *, encoder: str | None, device: str) -> Metric:
-    if name == "chrf":
-        return _sentence_scores(CHRF())
+    if name in ("chrf", "chrf++"):
+        return _sentence_scores(CHRF(word_order=2 if name == "chrf++" else 0))
+    if name == "ter":
+        edits = _sentence_scores(TER())
+        return lambda responses, references: [max(0.0, 1.0 - rate) for rate in edits(responses, references)]
     if name == "bleu":
         # Sentence BLEU needs its counts smoothed and its order cut to the hypothesis (Chen and Cherry 2014).
         return _sentence_scores(BLEU(effective_order=True, smooth_method="exp"))

@@ -8,6 +8,8 @@ _ALGORITHMS = {"gae": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINF
 _METRICS = {
     "bleu": "BLEU",
     "chrf": "chrF",
+    "chrf++": "chrF++",
+    "ter": "1 - TER",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",

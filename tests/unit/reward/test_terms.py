@@ -50,10 +50,14 @@ def test_metrics_are_those_of_their_libraries() -> None:
     assert values(MetricTerm("bleu")) == [
         sacrebleu.sentence_bleu(r, [REFERENCE], use_effective_order=True).score / 100 for r in RESPONSES
     ]
+    pluses = [sacrebleu.sentence_chrf(r, [REFERENCE], word_order=2).score / 100 for r in RESPONSES]
+    assert values(MetricTerm("chrf++")) == pluses
+    edits = [sacrebleu.sentence_ter(r, [REFERENCE]).score / 100 for r in RESPONSES]
+    assert values(MetricTerm("ter")) == [max(0.0, 1.0 - rate) for rate in edits]
     rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
     for name in ("rouge1", "rouge2", "rougeL"):
         assert values(MetricTerm(name)) == [rouge.score(REFERENCE, r)[name].fmeasure for r in RESPONSES]
-    for name in ("chrf", "bleu", "rouge1", "rouge2", "rougeL"):
+    for name in ("chrf", "chrf++", "ter", "bleu", "rouge1", "rouge2", "rougeL"):
         found = values(MetricTerm(name))
         assert found[0] == pytest.approx(1.0)
         assert found[0] > found[1] > found[3] == 0.0
