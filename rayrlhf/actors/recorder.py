@@ -1,7 +1,8 @@
 """The one process that writes metrics and samples, so that no two writers ever share a file or a W&B run."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.errors import DeadlineError, RayrlhfError
 from rayrlhf.experience.spool import write_batch
 from rayrlhf.experience.summary import evaluation_metrics, judged_values, repeated_share, sample_rows
+from rayrlhf.telemetry.metrics import watch_metric
 from rayrlhf.telemetry.sinks import MetricsWriter, WandbRun
 from rayrlhf.types import SampleId, ScoredTrajectory
 
@@ -25,8 +27,14 @@ class RecorderActor:
     """A MetricsWriter behind Ray."""
 
     def __init__(
-        self, run_dir: str, wandb_run: WandbRun, last_steps: dict[str, int], unsure: Collection[Rows] = ()
+        self,
+        run_dir: str,
+        wandb_run: WandbRun,
+        last_steps: dict[str, int],
+        unsure: Collection[Rows] = (),
+        watch: Sequence[str] = (),
     ) -> None:
+        self._watch = watch
         self._writer = MetricsWriter(Path(run_dir), wandb_run, last_steps=last_steps, unsure=unsure)
 
     def ready(self) -> str:
@@ -57,8 +65,17 @@ class RecorderActor:
         """Write held-out samples under `purpose`; answers with their eval/* metrics and what the guard watches."""
         scored = [item for chunk in chunks for item in chunk]
         scored.sort(key=lambda item: item.trajectory.sample_id)
-        self._writer.samples(sample_rows(purpose, step, scored))
-        return evaluation_metrics(scored), judged_values(scored)
+        watched = self._watched(scored)
+        self._writer.samples(sample_rows(purpose, step, scored, watched))
+        means = {watch_metric(name): fmean(row[name] for row in watched) for name in self._watch}
+        return evaluation_metrics(scored) | means, judged_values(scored)
+
+    def _watched(self, scored: Sequence[ScoredTrajectory]) -> list[dict[str, float]]:
+        if not self._watch:
+            return []
+        from rayrlhf.reward.text_metrics import measured
+
+        return measured(self._watch, [item.response_text for item in scored], [item.reference or "" for item in scored])
 
     def close(self, summary: dict[str, Any]) -> None:
         """Flush everything, the run's facts too; the last call."""
@@ -91,6 +108,7 @@ class Recorder:
             config=config.model_dump(mode="json"),
             run_id=wandb_run_id,
         )
+        self._watch = list(config.ppo.watch)
         self._unanswered: set[Rows] = set()
         self._actor = self._spawn(last_steps)
         self.last_steps: dict[str, int] = {}
@@ -154,4 +172,4 @@ class Recorder:
 
     def _spawn(self, last_steps: dict[str, int], unsure: Collection[Rows] = ()) -> Any:
         options = clerk_options(ray.get_runtime_context().get_node_id())
-        return spawn(RecorderActor, options, self._run_dir, self._wandb_run, last_steps, unsure)
+        return spawn(RecorderActor, options, self._run_dir, self._wandb_run, last_steps, unsure, self._watch)

@@ -42,11 +42,14 @@ class ModelReward(_Term):
         return self.name or f"model {Path(self.path or 'reward_model').name}"
 
 
+TextMetric = Literal["bleu", "chrf", "chrf++", "ter", "rouge1", "rouge2", "rougeL"]
+
+
 class MetricReward(_ScaledTerm):
     """A comparison with the prompt's reference response."""
 
     kind: Literal["metric"]
-    name: Literal["bleu", "chrf", "chrf++", "ter", "rouge1", "rouge2", "rougeL", "embedding"]
+    name: TextMetric | Literal["embedding"]
     """bleu, chrf and chrf++ (sacrebleu, sentence level, here from 0 to 1), ter (1 less the rate of edits, at least 0), rouge
     F (rouge-score), or the cosine of mean embeddings; its name in samples and data rows too."""
     encoder: str | None = None

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from rayrlhf.config.base import Node
 from rayrlhf.config.estimator import with_defaults_of_the_estimator
 from rayrlhf.config.guard import GuardConfig
-from rayrlhf.config.rewards import ModelReward, RewardTerm
+from rayrlhf.config.rewards import ModelReward, RewardTerm, TextMetric
 
 
 class OptimConfig(Node):
@@ -125,6 +125,9 @@ class PPOConfig(Node):
 
     rewards: list[RewardTerm] = Field(default=[ModelReward()], min_length=1)
     """What a response is scored by: all of them, or those that the `rewards` of its prompt's row name."""
+    watch: list[TextMetric] = Field(default_factory=list)
+    """Measures of the held-out responses beside their references that are not rewarded: logged, drawn, and named as
+    over-optimisation where one falls while the score rises."""
     max_missing: float = Field(default=0.1, ge=0.0, lt=1.0)
     """A response without a score is dropped and counted; a larger share of a step stops the run."""
     reward_clip: float | None = Field(default=None, gt=0.0)

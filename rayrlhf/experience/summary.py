@@ -10,9 +10,11 @@ from rayrlhf.algorithms.pass_rate import is_binary, pass_rate
 from rayrlhf.types import ScoredTrajectory
 
 
-def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> list[dict[str, Any]]:
-    """One row of samples.jsonl for each trajectory."""
-    return [
+def sample_rows(
+    stage: str, step: int, scored: Sequence[ScoredTrajectory], watched: Sequence[dict[str, float]] = ()
+) -> list[dict[str, Any]]:
+    """One row of samples.jsonl for each trajectory, with what is `watched` of each where there is any."""
+    rows = [
         {
             "stage": stage,
             "step": step,
@@ -31,6 +33,7 @@ def sample_rows(stage: str, step: int, scored: Sequence[ScoredTrajectory]) -> li
         }
         for item in scored
     ]
+    return [row | {"watched": own} for row, own in zip(rows, watched, strict=True)] if watched else rows
 
 
 def response_kl(item: ScoredTrajectory) -> float:

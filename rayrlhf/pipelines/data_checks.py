@@ -152,6 +152,11 @@ def _check_references(config: RunConfig, prompts: Split[PromptRow]) -> None:
         raise DataError(
             f"The reward {metric.name} compares with a reference and {row.origin or 'a prompt'} has none: give {key}."
         )
+    if config.ppo.watch and without:
+        key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
+        raise DataError(
+            f"ppo.watch={config.ppo.watch} compares with a reference and {without[0].origin or 'a prompt'} has none: give {key}."
+        )
 
 
 def _reference_key(config: RunConfig) -> str:

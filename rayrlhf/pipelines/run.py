@@ -31,6 +31,8 @@ from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.pipelines.resuming import ResumePlan, demand_begun, plan_resume
 from rayrlhf.pipelines.reward import run_reward
 from rayrlhf.pipelines.supervised import run_sft
+from rayrlhf.report.data import read_run
+from rayrlhf.report.watched import watched_findings
 from rayrlhf.report.write import write_report
 from rayrlhf.telemetry.account import RunAccount
 from rayrlhf.telemetry.console import Console
@@ -76,6 +78,8 @@ def run_stages(
         )
         folder.root.joinpath(FAILURE_FILE).unlink(missing_ok=True)
         console.note(f"Report: {write_report(folder.root)}")
+        for finding in watched_findings(read_run(folder.root)):
+            (console.warn if finding.tone == "bad" else console.note)(f"{finding.headline}. {finding.sentence}")
         _show_outcome(console, config, summary)
     return folder.root
 

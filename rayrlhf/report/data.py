@@ -28,6 +28,8 @@ class Evaluation:
     scores: dict[str, float]
     """By sample id, which is the same for the same prompt at every evaluation."""
     golds: dict[str, float]
+    watched: dict[str, dict[str, float]]
+    """By measure of ppo.watch, by sample id."""
     answers: tuple[Row, ...]
     """The rows themselves; kept for the first evaluation, the last and that of the exported policy alone."""
 
@@ -141,6 +143,7 @@ def _json(path: Path) -> Row:
 def _evaluations(path: Path, *, exported: int | None) -> tuple[Evaluation, ...]:
     scores: dict[int, dict[str, float]] = {}
     golds: dict[int, dict[str, float]] = {}
+    watched: dict[int, dict[str, dict[str, float]]] = {}
     answers: dict[int, list[Row]] = {}
     for row in _rows(path):
         if row["stage"] != "eval":
@@ -150,12 +153,20 @@ def _evaluations(path: Path, *, exported: int | None) -> tuple[Evaluation, ...]:
             values = table.setdefault(step, {})
             if row.get(name) is not None:
                 values[sample] = row[name]
+        for name, value in (row.get("watched") or {}).items():
+            watched.setdefault(step, {}).setdefault(name, {})[sample] = value
         answers.setdefault(step, []).append(row)
         for middle in sorted(answers)[1:-1]:
             if middle != exported:
                 del answers[middle]
     return tuple(
-        Evaluation(step=step, scores=scores[step], golds=golds[step], answers=tuple(answers.get(step, ())))
+        Evaluation(
+            step=step,
+            scores=scores[step],
+            golds=golds[step],
+            watched=watched.get(step, {}),
+            answers=tuple(answers.get(step, ())),
+        )
         for step in sorted(scores)
     )
 

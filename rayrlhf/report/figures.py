@@ -20,6 +20,7 @@ from rayrlhf.report.drawing import (
 from rayrlhf.report.pass_figures import groups, right_answers
 from rayrlhf.report.verdict import start_spread
 from rayrlhf.report.worker_figures import workers
+from rayrlhf.telemetry.metrics import WATCHED, watch_metric
 
 _BARS = 80
 _KL_AXIS = "KL to the reference, nats per response (square-root scale)"
@@ -81,6 +82,11 @@ def update_figures(record: RunRecord) -> list[Drawn]:
                 _panel(record, "ppo", "distinct pairs", ("eval/distinct_2", "held-out", GREEN), floor=0.0),
                 _panel(record, "ppo", "share repeated", ("eval/repeated", "held-out", RED), floor=0.0),
             ],
+        ),
+        (
+            "Watched measures",
+            "Held-out answers beside their references, by measures that are not rewarded (ppo.watch).",
+            [_panel(record, "ppo", told, (watch_metric(name), "held-out", VIOLET)) for name, told in WATCHED.items()],
         ),
         (
             "Size of the updates",

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from rayrlhf.report.data import Evaluation, Row, RunRecord
+from rayrlhf.telemetry.metrics import watch_metric
 
 _STANDARD_ERRORS = 3.0
 """A change counts beyond this many standard errors of the paired differences: the peak is picked among noisy means."""
@@ -59,14 +60,14 @@ def _by_right_answers(record: RunRecord, rows: list[Row]) -> Verdict:
     peak = max(rows, key=lambda row: row["eval/pass_rate"])
     before, top, after = (f"{row['eval/pass_rate']:.0%}" for row in (first, peak, last))
     known = _interval(last)
-    if _direction(record, rows, peak, last, "score") < 0:
+    if direction(record, rows, peak, last, "score") < 0:
         return Verdict(
             "bad",
             "Right answers became fewer",
             f"Of the held-out answers {before} were right at first, {top} at update {peak['step']} and {after}{known} at "
             f"update {last['step']}{_at_kl(last)}.",
         )
-    if _direction(record, rows, first, last, "score") > 0:
+    if direction(record, rows, first, last, "score") > 0:
         equal = record.last("ppo", "reward/groups_equal")
         solved = (
             f" In {equal:.0%} of the last groups all answers scored alike, which teach nothing: harder prompts would "
@@ -105,10 +106,10 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
     peak = max(rows, key=lambda row: row["eval/gold"])
     gold = f"{signed(first['eval/gold'])} to {signed(last['eval/gold'])}"
     score = f"{signed(first['eval/score'])} to {signed(last['eval/score'])}"
-    score_moved = _direction(record, rows, first, last, "score")
-    gold_moved = _direction(record, rows, first, last, "gold")
-    if _direction(record, rows, peak, last, "gold") < 0:
-        return _fallen(peak, last, first=first, score_moved=_direction(record, rows, peak, last, "score"))
+    score_moved = direction(record, rows, first, last, "score")
+    gold_moved = direction(record, rows, first, last, "gold")
+    if direction(record, rows, peak, last, "gold") < 0:
+        return _fallen(peak, last, first=first, score_moved=direction(record, rows, peak, last, "score"))
     if gold_moved > 0 and score_moved > 0:
         return Verdict(
             "good",
@@ -140,8 +141,8 @@ def _with_gold(record: RunRecord, rows: list[Row]) -> Verdict:
 def _kept(record: RunRecord, rows: list[Row], kept: list[Row]) -> Verdict:
     """The exported policy is an earlier one: what it reached, and what those after it lost."""
     first, best, last = rows[0], kept[-1], rows[-1]
-    fell = _direction(record, rows, best, last, "gold") < 0
-    rose = _direction(record, rows, first, best, "gold") > 0
+    fell = direction(record, rows, best, last, "gold") < 0
+    rose = direction(record, rows, first, best, "gold") > 0
     after = f"by update {last['step']} gold was {signed(last['eval/gold'])}{_at_kl(last)}"
     after += ", a fall beyond noise" if fell else ", which is within noise"
     scores = f"the score went from {signed(best['eval/score'])} to {signed(last['eval/score'])}"
@@ -180,8 +181,8 @@ def _fallen(peak: Row, last: Row, *, first: Row, score_moved: int) -> Verdict:
     return Verdict("bad", "Over-optimisation", f"On the held-out prompts {fall}, {rest}: over-optimisation.")
 
 
-def _direction(record: RunRecord, rows: list[Row], start: Row, end: Row, what: Literal["score", "gold"]) -> int:
-    """-1, 0 or 1: whether `what` fell or rose from one evaluation to another beyond noise."""
+def direction(record: RunRecord, rows: list[Row], start: Row, end: Row, what: str) -> int:
+    """-1, 0 or 1: whether `what` (score, gold or a watched measure's watch_NAME) fell or rose from one evaluation to another beyond noise."""
     change = end[f"eval/{what}"] - start[f"eval/{what}"]
     before, after = (_values(_at(record, row["step"]), what) for row in (start, end))
     shared = sorted(before.keys() & after.keys())
@@ -224,9 +225,11 @@ def _at(record: RunRecord, step: int) -> Evaluation | None:
     return next((evaluation for evaluation in record.evaluations if evaluation.step == step), None)
 
 
-def _values(evaluation: Evaluation | None, what: Literal["score", "gold"]) -> dict[str, float]:
+def _values(evaluation: Evaluation | None, what: str) -> dict[str, float]:
     if evaluation is None:
         return {}
+    if what.startswith("watch_"):
+        return next((own for name, own in evaluation.watched.items() if watch_metric(name) == f"eval/{what}"), {})
     return evaluation.scores if what == "score" else evaluation.golds
 
 

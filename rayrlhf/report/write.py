@@ -16,6 +16,7 @@ from rayrlhf.report.figures import (
 from rayrlhf.report.page import figures, tile, tiles, write_page
 from rayrlhf.report.reward_figures import evaluation_figures
 from rayrlhf.report.verdict import judge, signed
+from rayrlhf.report.watched import watched_findings
 from rayrlhf.report.worker_figures import happened
 from rayrlhf.telemetry.console import format_bytes, format_duration
 from rayrlhf.telemetry.metrics import METRICS
@@ -158,9 +159,10 @@ def _gold_tile(facts: Row, course: str) -> str:
 
 def _verdict(record: RunRecord) -> str:
     verdict = judge(record)
-    if verdict is None:
-        return ""
-    return f'<p class="card verdict {verdict.tone}"><b>{escape(verdict.headline)}.</b> {escape(verdict.sentence)}</p>'
+    found = [*([] if verdict is None else [verdict]), *watched_findings(record)]
+    return "".join(
+        f'<p class="card verdict {one.tone}"><b>{escape(one.headline)}.</b> {escape(one.sentence)}</p>' for one in found
+    )
 
 
 def _before_and_after(record: RunRecord) -> str:

@@ -1,20 +1,16 @@
 """Rewards by comparison with a reference response."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF, TER
 from transformers import AutoModel, AutoTokenizer
 
 from rayrlhf.errors import DataError, ModelError
 from rayrlhf.models.load import reason_of
 from rayrlhf.reward.terms import ScoreRequest, TermScore
-
-Metric = Callable[[list[str], list[str]], list[float]]
-"""Values in [0, 1] (embedding: [-1, 1]) of responses beside their references."""
+from rayrlhf.reward.text_metrics import Metric, text_metric
 
 
 class MetricTerm:
@@ -39,30 +35,10 @@ class MetricTerm:
 
 
 def _metric(name: str, *, encoder: str | None, device: str) -> Metric:
-    if name in ("chrf", "chrf++"):
-        return _sentence_scores(CHRF(word_order=2 if name == "chrf++" else 0))
-    if name == "ter":
-        edits = _sentence_scores(TER())
-        return lambda responses, references: [max(0.0, 1.0 - rate) for rate in edits(responses, references)]
-    if name == "bleu":
-        # Sentence BLEU needs its counts smoothed and its order cut to the hypothesis (Chen and Cherry 2014).
-        return _sentence_scores(BLEU(effective_order=True, smooth_method="exp"))
-    if name == "embedding":
-        assert encoder is not None
-        return _EmbeddingSimilarity(encoder, device=device)
-    scorer = RougeScorer([name], use_stemmer=False)
-
-    def rouge(responses: list[str], references: list[str]) -> list[float]:
-        return [float(scorer.score(r, h)[name].fmeasure) for h, r in zip(responses, references, strict=True)]
-
-    return rouge
-
-
-def _sentence_scores(metric: Any) -> Metric:
-    def scores(responses: list[str], references: list[str]) -> list[float]:
-        return [metric.sentence_score(h, [r]).score / 100.0 for h, r in zip(responses, references, strict=True)]
-
-    return scores
+    if name != "embedding":
+        return text_metric(name)
+    assert encoder is not None
+    return _EmbeddingSimilarity(encoder, device=device)
 
 
 class _EmbeddingSimilarity:

@@ -23,6 +23,23 @@ class Metric:
     meaning: str
 
 
+WATCHED = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf++": "chrF++",
+    "ter": "1 - TER",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+"""What ppo.watch may name, as people call it."""
+
+
+def watch_metric(name: str) -> str:
+    """The metric of a watched measure."""
+    return f"eval/watch_{name.replace('+', 'p')}"
+
+
 METRICS: dict[str, Metric] = {
     # what is being optimised
     "reward/score": Metric("mean", "score", "Raw score of the batch's responses: of the versions that drew them."),
@@ -264,6 +281,12 @@ METRICS: dict[str, Metric] = {
     "eval/truncated": Metric("mean", "share", "Responses cut at max_new_tokens on held-out prompts."),
     "eval/distinct_2": Metric("mean", "share", "Distinct word pairs over all word pairs of the held-out responses."),
     "eval/repeated": Metric("mean", "share", "Held-out responses whose text occurred for another prompt."),
+    **{
+        watch_metric(name): Metric(
+            "mean", "", f"Sentence {told} of the held-out responses, which is watched (ppo.watch)."
+        )
+        for name, told in WATCHED.items()
+    },
 }
 
 

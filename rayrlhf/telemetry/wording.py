@@ -4,17 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rayrlhf.telemetry.metrics import WATCHED
+
 _ALGORITHMS = {"gae": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
-_METRICS = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "chrf++": "chrF++",
-    "ter": "1 - TER",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "embedding": "embedding similarity",
-}
+_METRICS = {**WATCHED, "embedding": "embedding similarity"}
 
 
 @dataclass(frozen=True, kw_only=True)

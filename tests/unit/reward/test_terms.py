@@ -22,6 +22,7 @@ from rayrlhf.reward.function import FunctionTerm
 from rayrlhf.reward.http import HttpTerm
 from rayrlhf.reward.metrics import MetricTerm
 from rayrlhf.reward.terms import ScoreRequest
+from rayrlhf.reward.text_metrics import measured
 
 REFERENCE = "There is one room under the roof."
 RESPONSES = [REFERENCE, "There is a room under the roof.", "No room.", ""]
@@ -61,6 +62,11 @@ def test_metrics_are_those_of_their_libraries() -> None:
         found = values(MetricTerm(name))
         assert found[0] == pytest.approx(1.0)
         assert found[0] > found[1] > found[3] == 0.0
+
+
+def test_several_measures_of_one_response() -> None:
+    found = measured(["bleu", "ter"], [f" {RESPONSES[1]}\n"], [REFERENCE])
+    assert found == [{name: values(MetricTerm(name))[1] for name in ("bleu", "ter")}]
 
 
 def test_embedding_similarity_is_one_for_the_same_text_and_padding_changes_nothing(tmp_path: Path) -> None:
