@@ -182,7 +182,7 @@ def _fallen(peak: Row, last: Row, *, first: Row, score_moved: int) -> Verdict:
 
 
 def direction(record: RunRecord, rows: list[Row], start: Row, end: Row, what: str) -> int:
-    """-1, 0 or 1: whether `what` (score, gold or a watched measure's watch_NAME) fell or rose from one evaluation to another beyond noise."""
+    """-1, 0 or 1: whether `what` fell or rose from one evaluation to another beyond noise: score, gold or watch_NAME."""
     change = end[f"eval/{what}"] - start[f"eval/{what}"]
     before, after = (_values(_at(record, row["step"]), what) for row in (start, end))
     shared = sorted(before.keys() & after.keys())
