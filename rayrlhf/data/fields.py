@@ -35,13 +35,17 @@ class Row(dict[str, Any]):
         """As of a dict; a column that is there counts as read."""
         return self[key] if key in self else default  # noqa: SIM401 - not itself
 
+    def peek(self, key: str) -> Any:
+        """A column's value, None where it is absent; it does not count as read."""
+        return super().__getitem__(key) if key in self else None
+
     def holds(self, key: str) -> bool:
         """Whether a column is there and not blank; it does not count as read."""
-        return key in self and not is_blank(super().__getitem__(key))
+        return key in self and not is_blank(self.peek(key))
 
     def kind(self, key: str) -> type:
         """The type of a column's value, which does not count as read; NoneType where it is absent."""
-        return type(super().__getitem__(key)) if key in self else type(None)
+        return type(self.peek(key))
 
 
 def is_blank(value: Any) -> bool:

@@ -49,9 +49,12 @@ def _own_column(row: Row, source: SourceConfig) -> PromptText | None:
     if "prompt_key" in source.model_fields_set:
         raise UnusableRowError(missing_prompt(row, source))
     for key in _CONVERSATIONS:
-        turns = messages.messages(row[key], key) if row.kind(key) is list else []
-        if turns and turns[-1]["role"] != "assistant":  # else it is the whole conversation, answer included
-            return turns
+        value = row.peek(key)
+        if not isinstance(value, list) or not messages.is_conversation(value):
+            continue
+        turns = messages.messages(value, key)
+        if turns[-1]["role"] != "assistant":  # else it is the whole conversation, answer included
+            return messages.messages(row[key], key)
     return None
 
 

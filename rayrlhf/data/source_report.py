@@ -50,7 +50,7 @@ class SourceReport:
         self.read |= row.read
         for key in row.keys() - row.read:
             if row.kind(key) is str and row.holds(key):
-                self.sayings[key] += _is_said(key, dict.__getitem__(row, key))
+                self.sayings[key] += _is_said(key, row.peek(key))
 
     @property
     def ignored(self) -> list[str]:

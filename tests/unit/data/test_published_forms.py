@@ -366,6 +366,15 @@ def test_prompts_may_be_conversations_under_any_name(tmp_path: Path) -> None:
     assert found["e"].prompt == [system("Be brief."), user("e")]
 
 
+def test_a_column_of_passages_is_no_conversation(tmp_path: Path) -> None:
+    row = {"context": ["A passage.", "Another."], "question": "Tea?", "answer": "Yes"}
+    path = write(tmp_path / "d.jsonl", [row])
+    split = load_demonstrations(config(tmp_path, demonstrations={"path": path, "format": "demonstrations"}))
+    (found,) = split.train + split.heldout
+    assert (found.prompt, found.response) == (ASKED, "Yes")
+    assert "ignored: context." in split.told[0]
+
+
 def test_tool_calls_are_kept_with_their_arguments_as_values(tmp_path: Path) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "brew", "arguments": '{"kind": "green"}'}}
     turns = [
