@@ -26,7 +26,8 @@ import torch
 from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import RunConfig, parse_config
-from rayrlhf.data.dataset import load_preferences, tokenize_preferences, tokenizer_texts
+from rayrlhf.data.dataset import load_preferences, tokenizer_texts
+from rayrlhf.data.encoding import tokenize_preferences
 from rayrlhf.data.tokenizer import load_tokenizer, train_tokenizer
 from rayrlhf.learner.build import build_reward
 from rayrlhf.learner.process_group import Ranks

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayrlhf.config import load_config, parse_config
 from rayrlhf.data.batching import collate
-from rayrlhf.data.dataset import load_preferences, tokenize_preferences
+from rayrlhf.data.dataset import load_preferences
+from rayrlhf.data.encoding import tokenize_preferences
 from rayrlhf.models.forward import sequence_scores
 from rayrlhf.models.load import load_reward_model
 from rayrlhf.telemetry.metrics import METRICS
