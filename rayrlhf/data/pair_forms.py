@@ -5,7 +5,7 @@ from typing import Any
 from rayrlhf.config import SourceConfig
 from rayrlhf.data import messages
 from rayrlhf.data.fields import Row, UnusableRowError, as_text, text
-from rayrlhf.data.prompt_forms import missing_prompt, prompt_of, stated_prompt
+from rayrlhf.data.prompt_forms import missing_prompt, prompt_like, prompt_of, stated_prompt
 from rayrlhf.data.ranking import ranked
 from rayrlhf.data.schema import Message, Preference, PromptText, Response
 
@@ -50,9 +50,8 @@ def _of_texts(row: Row, source: SourceConfig) -> tuple[PromptText, list[str]]:
     if heads[0][0]:
         row.form = "chosen and rejected dialogues (HH)"
     else:
-        told = missing_prompt(row, source)
-        if "set prompt_key" in told:
-            raise UnusableRowError(told)
+        if prompt_like(row):
+            raise UnusableRowError(missing_prompt(row, source))
         row.form = "chosen and rejected texts without a prompt"
     return heads[0][0], [own for _, own in heads]
 

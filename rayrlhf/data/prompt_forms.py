@@ -7,10 +7,14 @@ from rayrlhf.data.schema import Message, PromptText
 
 _CONVERSATIONS = ("context_messages", "conversations", "conversation", "context", "messages")
 """Columns of other people's data sets that hold the turns before a response."""
-_PROMPT_LIKE = (
-    "question", "instruction", "input", "query", "context", "post", "document", "article", "text", "problem", "user",
-    "conversation", "conversations", "dialogue", "messages", "history", "title", "passage",
+PROMPT_LIKE = frozenset(
+    {
+        "question", "instruction", "input", "query", "context", "post", "document", "article", "text", "problem", "passage",
+        "conversation", "conversations", "dialogue", "messages", "history", "title", "system", "system_prompt", "persona",
+        "knowledge", "background", "user", "prompt",
+    }
 )  # fmt: skip
+"""Names of columns that may hold a prompt, or a part of one."""
 
 
 def prompt_of(row: Row, source: SourceConfig) -> PromptText:
@@ -39,8 +43,13 @@ def stated_prompt(row: Row, source: SourceConfig) -> PromptText | None:
 def missing_prompt(row: Row, source: SourceConfig) -> str:
     """That there is no prompt, and what may be meant for one."""
     told = f"the field {source.prompt_key} is missing"
-    candidates = [key for key in row if key.strip("\ufeff ").lower() in _PROMPT_LIKE]
+    candidates = prompt_like(row)
     return f"{told}; there is {', '.join(candidates)}: set prompt_key" if candidates else told
+
+
+def prompt_like(row: Row) -> list[str]:
+    """The columns that may be meant for a prompt, by their names."""
+    return [key for key in row if key.strip("\ufeff ").lower() in PROMPT_LIKE and row.holds(key)]
 
 
 def _own_column(row: Row, source: SourceConfig) -> PromptText | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from rayrlhf.config import SourceConfig
 from rayrlhf.data.fields import Row
+from rayrlhf.data.prompt_forms import PROMPT_LIKE
 from rayrlhf.errors import DataError
 
 _META = frozenset(
@@ -19,12 +20,6 @@ _META = frozenset(
 """Names of columns that describe a row and are no part of what was said."""
 _SENTENCE = 3
 """Words from which on a column's text is taken for something that somebody said."""
-_NAMED_LIKE_A_PROMPT = frozenset(
-    {
-        "question", "instruction", "input", "query", "context", "post", "document", "article", "text", "problem", "passage",
-        "conversation", "dialogue", "history", "title", "system", "system_prompt", "persona", "knowledge", "background",
-    }
-)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -33,7 +28,6 @@ class SourceReport:
 
     path: str
     rows: int = 0
-    bad: int = 0
     forms: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     """All columns, by the number of rows that have them."""
@@ -84,4 +78,4 @@ class SourceReport:
 
 
 def _is_said(key: str, value: str) -> bool:
-    return key.lower() in _NAMED_LIKE_A_PROMPT or len(value.split()) >= _SENTENCE
+    return key.lower() in PROMPT_LIKE or len(value.split()) >= _SENTENCE

@@ -9,8 +9,9 @@ from typing import Any
 
 import datasets
 import pytest
+from data_lab import QUICKSTART, config
 
-from rayrlhf.config import RunConfig, load_config
+from rayrlhf.config import load_config
 from rayrlhf.data.dataset import (
     load_demonstrations,
     load_preferences,
@@ -24,17 +25,7 @@ from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.errors import ConfigError, DataError
 
-QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 ROWS = [{"prompt": f"Question {i}?", "response": f" Answer {i}."} for i in range(40)]
-
-
-def config(root: Path, *overrides: str, **sources: dict[str, Any]) -> RunConfig:
-    given = [f"data.{name}={json.dumps(source)}" for name, source in sources.items()]
-    stages = {"demonstrations": "sft", "preferences": "reward", "prompts": "ppo"}
-    ordered = [stages[name] for name in stages if name in sources]
-    return load_config(
-        QUICKSTART, ["data.task=null", f"data.root={root}", f"stages={json.dumps(ordered)}", *given, *overrides]
-    )
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> None:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_lab import config
 
-from rayrlhf.config import DataConfig, RunConfig, SourceConfig, load_config
+from rayrlhf.config import DataConfig, SourceConfig
 from rayrlhf.data.dataset import describe_preferences, load_demonstrations, load_preferences, load_prompts
 from rayrlhf.data.schema import Preference, PromptText
 from rayrlhf.errors import DataError
-
-QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 
 
 def user(text: str) -> dict[str, Any]:
@@ -257,6 +256,11 @@ def test_text_beside_a_pair_that_nobody_knows_is_refused(tmp_path: Path, extra: 
         assert described(tmp_path, rows, prompt_key=unknown)[0][0].prompt == extra[unknown]
 
 
+def test_a_system_message_without_a_prompt_is_not_dropped(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the field prompt is missing; there is system: set prompt_key"):
+        described(tmp_path, [{"system": "Be brief.", "chosen": "Yes", "rejected": "No"}])
+
+
 def test_a_prompt_key_that_is_not_there_is_refused_and_names_what_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the field asked is missing; there is question: set prompt_key"):
         described(tmp_path, [{"question": "Tea?", "chosen": "Yes", "rejected": "No"}], prompt_key="asked")
@@ -326,15 +330,6 @@ DEMONSTRATIONS: dict[str, tuple[dict[str, Any], PromptText]] = {
     "NeMo": ({"input": "Tea?", "output": "Yes"}, "Tea?"),
     "question and answer": ({"question": "Tea?", "answer": "Yes"}, ASKED),
 }
-
-
-def config(root: Path, *overrides: str, **sources: dict[str, Any]) -> RunConfig:
-    given = [f"data.{name}={json.dumps(source)}" for name, source in sources.items()]
-    stages = {"demonstrations": "sft", "preferences": "reward", "prompts": "ppo"}
-    ordered = [stages[name] for name in stages if name in sources]
-    return load_config(
-        QUICKSTART, ["data.task=null", f"data.root={root}", f"stages={json.dumps(ordered)}", *given, *overrides]
-    )
 
 
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
