@@ -98,6 +98,18 @@ def check_scorer(path: str, *, max_length: int) -> None:
         _check_length(config, origin, key="model.max_length", wanted=max_length)
 
 
+def check_judge(path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+    """ModelError unless `path` may hold a causal language model that reads questions and answers of `max_length` tokens."""
+    role = "judge"
+    check_model_dir(path, role=role)
+    config = read_config(path, role=role)
+    origin = f"the {role} {path}"
+    _causal(config, origin)
+    _check_config(config, path=path, role=role)
+    _check_length(config, origin, key="its max_length", wanted=max_length)
+    _check_tokens(config, tokenizer, origin)
+
+
 def positions(config: PretrainedConfig) -> int | None:
     """How many tokens a model reads; None where nothing limits it."""
     text = config.get_text_config(decoder=True)

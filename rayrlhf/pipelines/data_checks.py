@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.config import MetricReward, RunConfig, Stage
+from rayrlhf.config import JudgeReward, MetricReward, RunConfig, Stage
 from rayrlhf.data.bad_rows import BadRows
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
 from rayrlhf.data.encoding import encode_preference, usable_rows
@@ -16,7 +17,9 @@ from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
 from rayrlhf.errors import DataError
 from rayrlhf.pipelines.prompts import load_prompt_set
+from rayrlhf.reward.questions import comparison_question
 from rayrlhf.reward.stats import reading_of
+from rayrlhf.rollout.chat import question_ids
 
 _SHOWN = 1000
 """Characters of an example in the terminal."""
@@ -66,6 +69,7 @@ class DataCheck:
             if stage == "ppo":
                 _check_references(self.config, split)
                 self._check_readers(split)
+                self._check_judges(split)
             self.found[stage] = self._describe(stage, split)
         return self.found
 
@@ -76,6 +80,17 @@ class DataCheck:
             f"The stage {stage} has {len(split.train)} rows to train on and {len(split.heldout)} held out; both are needed: "
             f"give more rows, or change data.heldout_fraction={self.config.data.heldout_fraction:g}."
         )
+
+    def _check_judges(self, prompts: Split[PromptRow]) -> None:
+        """DataError where too many of the prompts leave a judge no room for responses."""
+        for judge in self.config.ppo.judges:
+            if judge.path is None:
+                continue
+            rows = [row for row in (*prompts.train, *prompts.heldout) if row.scored_by(judge.called)]
+            what = f"the prompts, as the judge {judge.path} reads them,"
+            bad = BadRows(what=what, allowed=self.config.data.max_bad_rows, total=len(rows))
+            usable_rows(rows, partial(_check_room, judge, load_tokenizer(judge.path)), bad)
+            bad.tell()
 
     def _check_readers(self, prompts: Split[PromptRow]) -> None:
         """DataError where a reward model that is there already cannot read too many of the prompts."""
@@ -115,6 +130,16 @@ class DataCheck:
             except UnusableRowError:
                 continue  # counted when all are encoded
         return ""
+
+
+def _check_room(judge: JudgeReward, tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> None:
+    question = comparison_question(judge.principles, row.prompt, "", "", judge.verdict)
+    tokens = len(question_ids(tokenizer, question))
+    if tokens >= judge.max_length:
+        raise UnusableRowError(
+            f"principles and prompt have {tokens} tokens and max_length={judge.max_length} of the judge leaves no room for "
+            f"responses"
+        )
 
 
 def _of_plain_prompts(config: RunConfig, path: str) -> str:
