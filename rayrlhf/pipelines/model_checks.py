@@ -38,6 +38,7 @@ def check_models(config: RunConfig) -> list[str]:
     for path in _scorers(config):
         check_scorer(path, max_length=config.model.max_length)
     for judge, path in _judges(config):
+        check_model_dir(path, role="judge")
         tokenizer = load_tokenizer(path)
         check_judge(path, tokenizer, max_length=judge.max_length)
         if judge.verdict == "logprobs":

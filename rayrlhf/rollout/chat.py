@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import RolloutConfig
 from rayrlhf.data.exchange import encode_prompt, end_of_turn
+from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_dtype_name
@@ -103,22 +104,25 @@ class ChatEngine:
     def _answers(
         self, questions: Sequence[str], units: Sequence[int], sampling: "SamplingParams", read: Any
     ) -> list[Any]:
-        ids = [question_ids(self._tokenizer, question) for question in questions]
-        answers: list[Any] = [self._too_long(len(own)) for own in ids]
+        answers: list[Any] = [self._prompt(question) for question in questions]
         for places in _by_unit(units if self._repeatable else [0] * len(units)):
             if self._repeatable:
                 self._llm.reset_prefix_cache()  # What is read from it was computed beside other questions.
-            asked = [place for place in places if len(ids[place]) < self._max_length]
-            prompts = [{"prompt_token_ids": ids[place].tolist()} for place in asked]
-            outputs = self._llm.generate(prompts, sampling, use_tqdm=False) if prompts else []
+            asked = [place for place in places if not isinstance(answers[place], Unanswered)]
+            outputs = self._llm.generate([answers[place] for place in asked], sampling, use_tqdm=False) if asked else []
             for place, output in zip(asked, outputs, strict=True):
                 answers[place] = read(output.outputs[0])
         return answers
 
-    def _too_long(self, tokens: int) -> Unanswered:
-        return Unanswered(
-            f"the question has {tokens} tokens and max_length={self._max_length} leaves no room to answer"
-        )
+    def _prompt(self, question: str) -> dict[str, list[int]] | Unanswered:
+        try:
+            ids = question_ids(self._tokenizer, question)
+        except UnusableRowError as reason:
+            return Unanswered(f"the judge's chat template cannot write the question: {reason}")
+        if len(ids) >= self._max_length:
+            told = f"the question has {len(ids)} tokens and max_length={self._max_length} leaves no room to answer"
+            return Unanswered(told)
+        return {"prompt_token_ids": ids.tolist()}
 
     def _text(self, output: "CompletionOutput") -> str:
         return str(self._tokenizer.decode(list(output.token_ids), skip_special_tokens=True))
