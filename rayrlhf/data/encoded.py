@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import tokenizers
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import RunConfig
@@ -52,16 +54,16 @@ _KINDS: dict[Name, _Kind] = {
 
 
 class _Job(NamedTuple):
-    """Some rows of one part, and the file for their tokens."""
+    """Some rows of one part of a source, and the folder for their tokens."""
 
     config: RunConfig
     name: Name
-    source: Path
     tokenizer_dir: str
+    source: Path
+    folder: Path
     part: str
     start: int
     stop: int
-    target: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class Encoded(Generic[Record]):
     train: Rows[Record]
     heldout: Rows[Record]
     source: Source[Any]
+    told: tuple[str, ...]
+    """What was met on the way, in sentences: bad rows, control strings, what is too long."""
 
 
 def encoded_demonstrations(config: RunConfig, tokenizer_dir: str) -> Encoded[Example]:
@@ -95,32 +99,26 @@ def _encoded(config: RunConfig, name: Name, tokenizer_dir: str) -> Any:
 
     def make(folder: Path) -> dict[str, Any]:
         jobs = [
-            _Job(
-                config,
-                name,
-                source.folder,
-                tokenizer_dir,
-                part,
-                start,
-                start + _CHUNK,
-                folder / f"{part}-{start:09d}.arrow",
-            )
+            _Job(config, name, tokenizer_dir, source.folder, folder, part, start, start + _CHUNK)
             for part in PARTS
             for start in range(0, len(getattr(source, part)), _CHUNK)
         ]
         return {"told": settled(_done(jobs, source), config)}
 
     folder, facts = entry(cache_folder(config), f"{name}-{key}", make)
-    tell(facts["told"])
     train, heldout = (kind.codec.open(sorted(folder.glob(f"{part}-*.arrow"))) for part in PARTS)
-    return Encoded(train=train, heldout=heldout, source=source)
+    return Encoded(train=train, heldout=heldout, source=source, told=tuple(facts["told"]))
 
 
 def tokenizer_digest(directory: str) -> str:
     """Of all that a tokenizer is made of, its chat template too, whatever its directory is called."""
     with tempfile.TemporaryDirectory() as folder:
         load_tokenizer(directory).save_pretrained(folder)
-        return digest([(file.name, file_digest(file)) for file in sorted(Path(folder).iterdir())])
+        return digest(
+            tokenizers.__version__,
+            transformers.__version__,
+            [(file.name, file_digest(file)) for file in sorted(Path(folder).iterdir())],
+        )
 
 
 def _done(jobs: list[_Job], source: Source[Any]) -> list[tuple[str, Account]]:
@@ -136,7 +134,7 @@ def _encode(job: _Job) -> tuple[str, Account]:
     kind, tokenizer = _KINDS[job.name], load_tokenizer(job.tokenizer_dir)
     rows = rows_in(job.source, job.name, job.part)[job.start : job.stop]
     records, account = encode_rows(rows, kind.encoder(tokenizer, job.config), tokenizer, first=job.start)
-    kind.codec.write(job.target, records)
+    kind.codec.write(job.folder / f"{job.part}-{job.start:09d}.arrow", records)
     return job.part, account
 
 

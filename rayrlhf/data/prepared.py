@@ -7,7 +7,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from rayrlhf.config import RunConfig
 from rayrlhf.data import text_codecs
-from rayrlhf.data.bad_rows import tell
 from rayrlhf.data.cache import cache_folder, digest, entry, in_processes
 from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts, source_of
 from rayrlhf.data.rows import Codec, Rows
@@ -27,6 +26,8 @@ class Source(Generic[Row]):
     heldout: Rows[Row]
     told: tuple[str, ...]
     """What was found in it, in sentences; empty for a built-in task."""
+    bad: tuple[str, ...]
+    """What of it cannot be used, in sentences."""
     chats: bool
     """Whether any prompt is a conversation."""
     prompted: bool
@@ -77,7 +78,7 @@ def tokenizer_texts(config: RunConfig) -> Iterator[str]:
 
 
 def open_source(config: RunConfig, name: Name) -> Source[Any]:
-    """A source as it lies on disk, read first where it is not there yet; what of it cannot be used is told every time."""
+    """A source as it lies on disk, read first where it is not there yet."""
     key = _key(config, name)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -86,12 +87,12 @@ def open_source(config: RunConfig, name: Name) -> Source[Any]:
         return in_processes(_read, [job], what=what, processes=1, timeout=timeout)[0]
 
     folder, facts = entry(cache_folder(config), key, make)
-    tell(facts["bad"])
     train, heldout = (rows_in(folder, name, part) for part in PARTS)
     return Source(
         train=train,
         heldout=heldout,
         told=tuple(facts["told"]),
+        bad=tuple(facts["bad"]),
         chats=facts["chats"],
         prompted=facts["prompted"],
         key=key,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import MetricReward, RunConfig, Stage
-from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.bad_rows import BadRows, tell
 from rayrlhf.data.encoding import encode_preference
 from rayrlhf.data.exchange import encode_exchange, encode_judged, encode_prompt
 from rayrlhf.data.fields import UnusableRowError
@@ -23,7 +23,8 @@ _SHOWN = 1000
 """Characters of an example in the terminal."""
 
 Record = Demonstration | Preference | PromptRow
-_SOURCES: dict[Stage, Name] = {"sft": "demonstrations", "reward": "preferences", "ppo": "prompts"}
+SOURCES: dict[Stage, Name] = {"sft": "demonstrations", "reward": "preferences", "ppo": "prompts"}
+"""What each stage learns from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class DataCheck:
     def run(self) -> dict[Stage, FoundData]:
         """Every stage's data, in order; DataError for the first that cannot be used."""
         for stage in self.config.stages:
-            split = open_source(self.config, _SOURCES[stage])
+            split = open_source(self.config, SOURCES[stage])
+            tell(split.bad)
             if stage == "ppo" and self.policy_dir is not None:
                 # Before anything is counted: a row that its tokenizer refuses is why there are too few.
                 load_prompt_set(self.config, policy_dir=self.policy_dir)

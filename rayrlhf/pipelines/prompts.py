@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
+from rayrlhf.data.bad_rows import tell
 from rayrlhf.data.dataset import task_best_gold
 from rayrlhf.data.encoded import encoded_prompts
 from rayrlhf.data.exchange import end_of_turn
@@ -68,6 +69,7 @@ def load_prompt_set(config: RunConfig, *, policy_dir: str) -> PromptSet:
     """Load and tokenize the prompts with the policy's tokenizer."""
     tokenizer = load_tokenizer(policy_dir)
     encoded = encoded_prompts(config, policy_dir)
+    tell(encoded.told)
     train, heldout = encoded.train, encoded.heldout
     if len(train) < config.ppo.prompts_per_step:
         raise DataError(

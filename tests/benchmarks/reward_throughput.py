@@ -249,6 +249,7 @@ def main() -> None:
     options = parser.parse_args()
     config = configuration(options.device)
     with tempfile.TemporaryDirectory() as folder:
+        config = config.model_copy(update={"output_dir": folder})
         make_models(config, Path(folder))
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         run = partial(scoring, config, Path(folder), options.device, options.rounds)
