@@ -6,7 +6,8 @@ from typing import Protocol, cast
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import FunctionReward, HttpReward, JudgeReward, MetricReward, ModelReward, RunConfig
-from rayrlhf.data.dataset import load_prompts, task_gold
+from rayrlhf.data.dataset import task_gold
+from rayrlhf.data.prepared import open_prompts
 from rayrlhf.data.schema import PromptRow
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.reward.chat_server import ChatServers
@@ -142,7 +143,7 @@ def _judge(config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: str) -
 
 def _prompts(config: RunConfig) -> Callable[[SampleId], PromptRow | None]:
     """The rows behind sample ids: their messages and references, which tokens no longer tell."""
-    split = load_prompts(config)
+    split = open_prompts(config)
 
     def prompt_of(sample_id: SampleId) -> PromptRow | None:
         rows = split.train if sample_id.stage == "ppo" else split.heldout

@@ -174,9 +174,10 @@ def test_an_output_dir_that_cannot_hold_a_run_is_refused(start: Path, tmp_path: 
     assert "dangling is no directory" in refusal(start, "output_dir=dangling")
     assert "cannot be written to" in refusal(start, "output_dir=/proc/runs")
     assert "cannot be written to" in refusal(start, f"output_dir={'x' * 300}")
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = {path.name for path in tmp_path.iterdir()}
     check(start, "output_dir=new/er")
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert {path.name for path in tmp_path.iterdir()} - before == {"new"}
+    assert [path.name for path in tmp_path.joinpath("new/er").iterdir()] == [".data"]  # for the start that comes
 
 
 def test_a_submitted_job_is_not_let_write_where_ray_deletes(
