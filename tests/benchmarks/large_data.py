@@ -7,8 +7,8 @@ made twice, first with an empty cache: what the driver does with data before a r
 done before the learner starts (tokens, in as many processes as there are cores), and the learner itself, each in a process of
 its own. The model is tiny, so that what is seen is the data. Printed are, as JSON, seconds; seconds of CPU with those of the
 processes it started; the peak resident memory of a process by itself (`peak_mib`) and of the largest process it started
-(`children_peak_mib`, no less than its own when that started); of the learner after its steps also what is its own alone
-(`own_mib`), since pages of a file that is memory-mapped are the system's to take back.
+(`children_peak_mib`, no less than its own when that started); of the learner after its steps also without the
+pages of files (`own_mib`), since those that are memory-mapped are the system's to take back.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from rayrlhf.config import RunConfig, parse_config
 
@@ -124,7 +122,7 @@ def learner(config: RunConfig, steps: int) -> dict[str, Any]:
         "build_seconds": built - begun,
         "step_seconds": (trained - warm) / steps,
         "evaluate_seconds": time.perf_counter() - trained,
-        "own_mib": psutil.Process().memory_full_info().uss / 2**20,
+        "own_mib": _status("RssAnon"),
         "accuracy": evaluated["eval/accuracy"],
     }
 
@@ -132,15 +130,17 @@ def learner(config: RunConfig, steps: int) -> dict[str, Any]:
 def _measured(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     found = work(*arguments)
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    # ru_maxrss begins with what the process was forked from, this one does not.
-    peak = next(
-        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
     return found | {
         "cpu_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-        "peak_mib": int(peak) / 2**10,
+        "peak_mib": _status("VmHWM"),  # ru_maxrss begins with what the process was forked from, this one does not
         "children_peak_mib": children.ru_maxrss / 2**10,
     }
+
+
+def _status(name: str) -> float:
+    """A figure of this process's memory, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**10
 
 
 def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
