@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,18 @@ class Answers:
     """Left out: cut at the length limit, a text that no preference data has."""
     empty: int
     """Left out: without a text."""
+
+
+class Bin(NamedTuple):
+    """Updates from the first to the last."""
+
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """As a subset of preferences is called."""
+        return f"update {self.first}" if self.first == self.last else f"updates {self.first} to {self.last}"
 
 
 def read_answers(path: Path, prompts: Mapping[str, PromptText]) -> Answers:
@@ -107,15 +119,11 @@ def shares_of(total: int, count: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def bins_of(updates: Sequence[int], most: int) -> dict[int, str]:
-    """A name for each update: that of its bin, of at most so many bins of neighbours of equal size."""
+def bins_of(updates: Sequence[int], most: int) -> list[Bin]:
+    """At most so many bins of neighbouring updates, of equal size as far as the updates divide."""
     distinct = np.array(sorted(set(updates)))
-    named = {}
-    for part in np.array_split(distinct, min(most, len(distinct))):
-        low, high = int(part[0]), int(part[-1])
-        name = f"updates {low} to {high}" if low < high else f"update {low}"
-        named |= dict.fromkeys(part.tolist(), name)
-    return named
+    parts = np.array_split(distinct, min(most, len(distinct))) if len(distinct) else []
+    return [Bin(int(part[0]), int(part[-1])) for part in parts]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -41,7 +41,10 @@ _PAIRS_FILE = "pairs.jsonl"
 _ACCOUNT_FILE = "pairs.json"
 _REPLAYED = "replayed"
 """The subset of what the reward model was trained on before."""
+_EPOCHS = 2
+"""More would learn few pairs by heart; the best weights of the evaluations are kept."""
 _EVALUATIONS = 8
+"""At least, so that there is a choice of weights."""
 _FEWEST = 8
 """Held-out pairs of the policy's below which no accuracy is worth naming."""
 
@@ -145,6 +148,7 @@ def _prepare(
         "reward.keep_head": True,
         "reward.members": members,
         "reward.heads": heads,
+        "reward.epochs": _EPOCHS,
         "reward.max_steps": None,
         "reward.train_share": 1.0,
     }
@@ -167,6 +171,7 @@ def _prepare(
         "answers": len(answers.usable),
         "cut": answers.cut,
         "empty": answers.empty,
+        "bins": [{"name": one.name, **one._asdict()} for one in drawn.bins],
         "ties": drawn.ties,
         "unlabelled": len(drawn.reasons),
         "pairs": len(split.train),
@@ -242,6 +247,8 @@ def _judge(folder: Path, refreshed: RunConfig, home: Split[Preference] | None) -
     base = str(refreshed.reward.base)
     model = folder / _NAME / STAGE_OUTPUT["reward"]
     device = "cuda" if torch.cuda.is_available() and refreshed.device != "cpu" else "cpu"
+    account = json.loads((folder / _NAME / _ACCOUNT_FILE).read_text())
+    names = [one["name"] for one in account["bins"]]
     own = [row for row in load_preferences(refreshed).heldout if row.subset != _REPLAYED]
     sides: dict[str, dict[str, Any]] = {}
     for when, directory in (("before", base), ("after", str(model))):
@@ -255,12 +262,11 @@ def _judge(folder: Path, refreshed: RunConfig, home: Split[Preference] | None) -
         longest = refreshed.reward_max_length
         sides[when] = {
             "on_policy": accuracy_on(scorer, own, max_length=longest),
-            "by_update": accuracy_by_subset(scorer, own, max_length=longest),
+            "by_update": accuracy_by_subset(scorer, own, names, max_length=longest),
             "home": None if home is None else accuracy_on(scorer, home.heldout, max_length=longest),
         }
     if home is None:
         sides["before"]["home"] = _evaluated(Path(base))
-    account = json.loads((folder / _NAME / _ACCOUNT_FILE).read_text())
     return {"model": str(model), **account, **sides}
 
 

@@ -1,7 +1,5 @@
 """How far the reward model is from home, as a figure, a table and in words: from refresh.json."""
 
-import re
-
 import numpy as np
 
 from rayrlhf.report.data import Row
@@ -17,10 +15,13 @@ def refresh_figures(found: Row) -> list[Drawn]:
     """Accuracy on the policy's own held-out pairs by update, beside that on the preferences it comes from."""
     curves = []
     for when, label, colour, place in _SIDES:
-        bins = found[when]["by_update"]
-        middle, width = np.array([_span(name) for name in bins]).T
-        value, low, high = (np.array([one[key] for one in bins.values()]) for key in ("accuracy", "low", "high"))
-        curves.append(Curve(f"{label}, 95 % interval", colour, middle + place * width, value, "marks", (low, high)))
+        judged = [
+            (own, one) for own, one in zip(found["bins"], found[when]["by_update"], strict=True) if one is not None
+        ]
+        first, last = (np.array([own[key] for own, _ in judged], dtype=float) for key in ("first", "last"))
+        value, low, high = (np.array([one[key] for _, one in judged]) for key in ("accuracy", "low", "high"))
+        x = (first + last) / 2.0 + place * (last - first + 1.0)
+        curves.append(Curve(f"{label}, 95 % interval", colour, x, value, "marks", (low, high)))
     home = found["before"]["home"]
     level = None if home is None else (home["accuracy"], "at home: its own held-out preferences, before")
     panel = Panel("pairs in order", curves, level=level)
@@ -34,7 +35,8 @@ def refresh_figures(found: Row) -> list[Drawn]:
 def accuracy_rows(found: Row) -> list[list[str]]:
     """A line for each bin of updates, for all of them, and for the preferences it comes from: pairs, before, after."""
     before, after = found["before"], found["after"]
-    lines = [(name, before["by_update"][name], after["by_update"][name]) for name in before["by_update"]]
+    names = [own["name"] for own in found["bins"]]
+    lines = list(zip(names, before["by_update"], after["by_update"], strict=True))
     lines += [("all updates", before["on_policy"], after["on_policy"])]
     lines += [("its own held-out preferences", before["home"], after["home"])]
     return [[name, f"{old['pairs']:,}", _shown(old), _shown(new)] for name, old, new in lines if old is not None]
@@ -43,7 +45,8 @@ def accuracy_rows(found: Row) -> list[list[str]]:
 def refresh_finding(found: Row) -> Verdict:
     """Whether the reward model is far from home where the policy ended, and what the refresh did; claimed beyond the
     intervals alone."""
-    name, away = list(found["before"]["by_update"].items())[-1]
+    judged = zip(found["bins"], found["before"]["by_update"], strict=True)
+    name, away = [(own["name"], one) for own, one in judged if one is not None][-1]
     home, after = found["before"]["home"], found["after"]
     told = f"Of the policy's own pairs of {name} it ordered {_shown(away)} as {found['label']} does"
     apart = None if home is None else _apart(home, away)
@@ -80,9 +83,3 @@ def _change(found: Row, key: str) -> str:
 
 def _shown(one: Row | None) -> str:
     return "–" if one is None else f"{one['accuracy']:.1%} ({one['low']:.1%} to {one['high']:.1%})"
-
-
-def _span(name: str) -> tuple[float, float]:
-    """The middle and the width of a bin, from its name."""
-    numbers = [int(digits) for digits in re.findall(r"\d+", name)]
-    return (numbers[0] + numbers[-1]) / 2.0, float(numbers[-1] - numbers[0] + 1)

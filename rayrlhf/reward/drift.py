@@ -19,12 +19,12 @@ def accuracy_on(model: RewardModel, rows: Sequence[Preference], *, max_length: i
     return _figures(_pairs(model, rows, max_length)) if rows else None
 
 
-def accuracy_by_subset(model: RewardModel, rows: Sequence[Preference], *, max_length: int) -> dict[str, Figures]:
-    """The same for each subset of the rows."""
+def accuracy_by_subset(
+    model: RewardModel, rows: Sequence[Preference], subsets: Sequence[str], *, max_length: int
+) -> list[Figures | None]:
+    """The same for each of the subsets."""
     pairs = _pairs(model, rows, max_length)
-    names = dict.fromkeys(row.subset for row in rows)
-    found = {name: _figures(pairs, pairs.subset == name) for name in names}
-    return {name: figures for name, figures in found.items() if figures is not None}
+    return [_figures(pairs, pairs.subset == name) for name in subsets]
 
 
 def _pairs(model: RewardModel, rows: Sequence[Preference], max_length: int) -> Pairs:

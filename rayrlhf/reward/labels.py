@@ -8,7 +8,7 @@ import numpy as np
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
-from rayrlhf.data.on_policy import Answer, AnswerPair, bins_of, shares_of
+from rayrlhf.data.on_policy import Answer, AnswerPair, Bin, bins_of, shares_of
 from rayrlhf.data.schema import Preference, pair
 from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.reward.function import FunctionTerm
@@ -80,6 +80,9 @@ class Drawn:
     """Labelled pairs."""
 
     preferences: list[Preference]
+    """Each in the subset of its bin's name."""
+    bins: list[Bin]
+    """Of the updates."""
     ties: int
     reasons: list[str]
     """Why pairs have no label."""
@@ -107,8 +110,9 @@ def draw_labelled(pairs: Sequence[AnswerPair], labeller: Labeller, count: int, *
         order = np.random.default_rng(derive_seed(seed, "draw", update)).permutation(len(queues[update]))
         queues[update] = [queues[update][i] for i in order]
     short = dict(zip(updates, shares_of(count, len(updates)), strict=True)) if updates else {}
-    names = bins_of(updates, _BINS)
-    found = Drawn(preferences=[], ties=0, reasons=[])
+    bins = bins_of(updates, _BINS)
+    names = {update: own.name for own in bins for update in updates if own.first <= update <= own.last}
+    found = Drawn(preferences=[], bins=bins, ties=0, reasons=[])
     while batch := [one for update in updates for one in _take(queues[update], short[update])]:
         for one, label in zip(batch, labeller.label(batch), strict=True):
             if isinstance(label, str):
