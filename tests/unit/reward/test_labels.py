@@ -65,7 +65,7 @@ def test_a_probability_is_kept_and_a_missing_label_is_told() -> None:
     (row,) = found.preferences
     assert (row.chosen, row.probability) == ("1 0 b", pytest.approx(0.7))
     found.demand_labels("doubtful", allowed=0.5)
-    with pytest.raises(DataError, match="1 of 2 pairs have no label by doubtful, .* the first: it is out"):
+    with pytest.raises(DataError, match=r"1 of 2 pairs have no label by doubtful, .* the first: it is out"):
         found.demand_labels("doubtful", allowed=0.4)
 
 
