@@ -20,6 +20,7 @@ from rayrlhf.data.on_policy import pair_up, read_answers
 from rayrlhf.data.preference_exports import own_row
 from rayrlhf.data.schema import Preference, PromptText, Split
 from rayrlhf.data.splitting import split_by_prompt
+from rayrlhf.data.teaching import teaching
 from rayrlhf.data.tokenizer import ids_as_text, load_tokenizer
 from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.files import write_json, write_whole
@@ -137,22 +138,9 @@ def _prepare(
     labeller = labeller_of(asked.label, answers.usable, config)
     drawn = draw_labelled(pair_up(answers.usable, seed=config.seed), labeller, asked.pairs, seed=config.seed)
     drawn.demand_labels(labeller.name, allowed=config.ppo.max_missing)
+    teaching(drawn.preferences, config.reward.loss, what="pairs of the policy's own responses")
     data = folder.root / _NAME / _PAIRS_FILE
-    members, heads = members_and_heads(base)
-    tree = {
-        "stages": ["reward"],
-        "data.task": None,
-        "data.preferences": {"path": str(data), "format": "preferences"},
-        "data.heldout_fraction": asked.heldout,
-        "reward.base": base,
-        "reward.keep_head": True,
-        "reward.members": members,
-        "reward.heads": heads,
-        "reward.epochs": _EPOCHS,
-        "reward.max_steps": None,
-        "reward.train_share": 1.0,
-    }
-    settings = [f"{key}={json.dumps(value)}" for key, value in tree.items()]
+    settings = _settings(base, data, asked)
     refreshed = _refreshed(folder.root, [*settings, *overrides])
     split = split_by_prompt(drawn.preferences, refreshed)
     _demand(split, drawn)
@@ -168,7 +156,6 @@ def _prepare(
     account = {
         "base": base,
         "label": labeller.name,
-        "answers": len(answers.usable),
         "cut": answers.cut,
         "empty": answers.empty,
         "bins": [{"name": one.name, **one._asdict()} for one in drawn.bins],
@@ -183,15 +170,32 @@ def _prepare(
     return refreshed
 
 
+def _settings(base: str, data: Path, asked: Refresh) -> list[str]:
+    """What the run that trains on has otherwise than the one whose reward model it is."""
+    members, heads = members_and_heads(base)
+    tree = {
+        "stages": ["reward"],
+        "data.task": None,
+        "data.preferences": {"path": str(data), "format": "preferences"},
+        "data.heldout_fraction": asked.heldout,
+        "reward.base": base,
+        "reward.keep_head": True,
+        "reward.members": members,
+        "reward.heads": heads,
+        "reward.epochs": _EPOCHS,
+        "reward.max_steps": None,
+        "reward.train_share": 1.0,
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in tree.items()]
+
+
 def _told(account: dict[str, Any]) -> str:
-    told = (
+    return (
         f"{account['pairs']:,} pairs of the policy's own responses and {account['replayed']:,} preferences of before are "
-        f"trained on, {account['heldout_pairs']:,} pairs are held out; labelled by {account['label']}, which called "
-        f"{account['ties']:,} more a tie"
+        f"trained on, {account['heldout_pairs']:,} pairs are held out, by prompt; labelled by {account['label']}. Left out: "
+        f"{account['ties']:,} ties, {account['unlabelled']:,} pairs without a label, and of the responses {account['cut']:,} "
+        f"that were cut at the length limit and {account['empty']:,} without a text."
     )
-    left = {"cut at the length limit": account["cut"], "empty": account["empty"]}
-    told += "".join(f"; {count:,} responses were {why}" for why, count in left.items() if count)
-    return f"{told}; {account['unlabelled']:,} pairs have no label." if account["unlabelled"] else f"{told}."
 
 
 def _prompts(config: RunConfig) -> dict[str, PromptText]:

@@ -3,12 +3,14 @@
 import numpy as np
 
 from rayrlhf.report.data import Row
-from rayrlhf.report.drawing import BLUE, GREEN, Curve, Drawn, Panel, draw_panels
+from rayrlhf.report.drawing import BLUE, GREEN, GREY, Curve, Drawn, Panel, draw_panels
 from rayrlhf.report.page import number
 from rayrlhf.report.verdict import Verdict
 
 _SIDES = (("before", "before the refresh", BLUE, -0.1), ("after", "refreshed", GREEN, 0.1))
 """With their place beside each other, as a share of a bin."""
+_POINTS = 9
+"""Of a level line: as many are drawn without marks."""
 
 
 def refresh_figures(found: Row) -> list[Drawn]:
@@ -23,11 +25,14 @@ def refresh_figures(found: Row) -> list[Drawn]:
         x = (first + last) / 2.0 + place * (last - first + 1.0)
         curves.append(Curve(f"{label}, 95 % interval", colour, x, value, "marks", (low, high)))
     home = found["before"]["home"]
-    level = None if home is None else (home["accuracy"], "at home: its own held-out preferences, before")
-    panel = Panel("pairs in order", curves, level=level)
+    if home is not None:
+        x = np.linspace(found["bins"][0]["first"], found["bins"][-1]["last"], _POINTS)
+        curves.append(Curve("at home", GREY, x, np.full(_POINTS, home["accuracy"])))
+    panel = Panel("pairs in order", curves, level=(0.5, "chance"))
     caption = (
         f"Accuracy on {found['heldout_pairs']:,} pairs of the policy's own responses, to prompts whose pairs were not "
-        f"trained on, by update; labelled by {found['label']}."
+        f"trained on, by update; labelled by {found['label']}. At home is what it was on its own held-out preferences "
+        f"before the refresh."
     )
     return [Drawn("Accuracy on the policy's own pairs", caption, draw_panels([panel], xlabel="update", tall=True))]
 

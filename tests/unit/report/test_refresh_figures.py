@@ -80,5 +80,5 @@ def test_the_report_of_the_run_shows_it(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text()
     assert "<h2>How far the reward model is from home</h2>" in page
     assert "The reward model is far from home." in page
-    assert "at home: its own held-out preferences, before" in page
+    assert "At home is what it was on its own held-out preferences" in page
     assert "200 pairs of the policy" in page
