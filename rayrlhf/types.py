@@ -122,6 +122,34 @@ class Group:
         return tuple(sorted(own))
 
 
+@dataclass(frozen=True)
+class Unanswered:
+    """A question to a language model that has no answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """How a judge fared with the comparisons of one response; each was asked in both orders."""
+
+    asked: int
+    read: int
+    """Of them, those with a result in both orders; the figures below are of these."""
+    bias: float
+    """Sum of the probability that what stands first is better, mean of both orders, less a half."""
+    flipped: int
+    """Comparisons whose winner changes with the order."""
+
+    def __add__(self, other: "Comparisons") -> "Comparisons":
+        return Comparisons(
+            asked=self.asked + other.asked,
+            read=self.read + other.read,
+            bias=self.bias + other.bias,
+            flipped=self.flipped + other.flipped,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredTrajectory:
     """A trajectory with what the scoring pool adds: reads of frozen models, no shaping yet."""
@@ -135,6 +163,8 @@ class ScoredTrajectory:
     """The own value of each term that scores its prompt."""
     spread: float | None = None
     """Standard deviation over the members of an ensemble; None for a single reward model."""
+    comparisons: Comparisons | None = None
+    """Of it by judges; None where no judge is among the rewards."""
     ref_logprobs: Float32[np.ndarray, " response"]
     """[R] the reference policy's log-probabilities of the response tokens, at the sampling temperature."""
     prompt_text: str

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -19,10 +19,12 @@ from rayrlhf.actors.pool import ReplicaPool, StalledError
 from rayrlhf.actors.replica import Replica, State
 from rayrlhf.actors.rollout import Drawn
 from rayrlhf.actors.stacks import answer_for_stacks, stacks_file
-from rayrlhf.config import RunConfig
+from rayrlhf.config import RolloutConfig, RunConfig
 from rayrlhf.errors import DeadlineError
 from rayrlhf.reward.build import build_scorer, build_terms
 from rayrlhf.reward.merging import MergingBatcher
+from rayrlhf.rollout.chat import ChatEngine
+from rayrlhf.rollout.environment import engine_environment
 from rayrlhf.telemetry.events import Event
 from rayrlhf.types import SampleId, ScoredTrajectory, Trajectory
 
@@ -65,6 +67,16 @@ class ScoringWorker:
             "reward_model_dir": reward_model_dir,
             "reference_dir": reference_dir,
             "device": device,
+            # Terms are built anew when a reward model is replaced; the process holds one engine to its end.
+            "engine": cache(
+                partial(
+                    ChatEngine,
+                    process=_engine_process(config),
+                    device=device,
+                    # Without staleness a run is repeated bit for bit, whichever groups come to be scored together.
+                    repeatable=config.ppo.max_staleness == 0,
+                )
+            ),
         }
         self._make = partial(build_scorer, config, **models)
         self._make_terms = partial(build_terms, config, **models)
@@ -109,13 +121,22 @@ def scoring_workers(
     config: RunConfig, *, reward_model_dir: str | None, reference_dir: str, device: str
 ) -> Callable[[int], Any]:
     """Starts the worker of a number, as Ray finds a place for it."""
-    options = actor_options(config.scoring, device=device) | {"max_concurrency": config.scoring.max_pending + 2}
+    holds_engine = any(judge.path is not None for judge in config.ppo.judges)
+    env = engine_environment(_engine_process(config), device=device) if holds_engine else {}
+    options = actor_options(config.scoring, device=device, env=env) | {
+        "max_concurrency": config.scoring.max_pending + 2
+    }
 
     def spawn(number: int) -> Any:
         arguments = (config, reward_model_dir, reference_dir, device, number)
         return placement.spawn(ScoringWorker, options, *arguments, name=f"{config.name}/scoring-{number}")
 
     return spawn
+
+
+def _engine_process(config: RunConfig) -> RolloutConfig:
+    """What an engine is to know of a scoring worker's process."""
+    return RolloutConfig(threads=config.scoring.compute_threads, dtype=config.scoring.dtype)
 
 
 class ScoringPool:

@@ -5,7 +5,7 @@ from rayrlhf.config.guard import GuardConfig
 from rayrlhf.config.load import load_config, parse_config
 from rayrlhf.config.model import ModelConfig, SamplingConfig
 from rayrlhf.config.reward import LoraConfig, LossConfig, RewardConfig
-from rayrlhf.config.rewards import FunctionReward, HttpReward, MetricReward, ModelReward, RewardTerm
+from rayrlhf.config.rewards import FunctionReward, HttpReward, JudgeReward, MetricReward, ModelReward, RewardTerm
 from rayrlhf.config.root import RunConfig, Stage
 from rayrlhf.config.runtime import (
     AutoscaleConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "FunctionReward",
     "GuardConfig",
     "HttpReward",
+    "JudgeReward",
     "KLConfig",
     "LearnerConfig",
     "LoraConfig",

@@ -117,6 +117,11 @@ class DataConfig(Node):
 
     root: str = "."
     """The folder that relative paths start from."""
+    cache: str | None = None
+    """The folder of what was read and encoded once: the next start finds it by content and settings. Default: `.data` in
+    output_dir, which all runs there share and which every node sees."""
+    prepare_timeout: float = Field(default=7200.0, gt=0.0)
+    """Seconds that reading or encoding a source may take, the first time."""
     task: TaskConfig | None = None
     demonstrations: SourceConfig | None = None
     preferences: SourceConfig | None = None

@@ -88,7 +88,17 @@ class FunctionReward(_ScaledTerm):
         return self.name or self.target
 
 
-class HttpReward(_ScaledTerm):
+class _ServedTerm(_ScaledTerm):
+    concurrency: int = Field(default=8, ge=1)
+    """Requests in flight."""
+    timeout: float = Field(default=60.0, gt=0.0)
+    """Seconds of one try, from the connection to the last byte of the answer. A try that ran out of it is not repeated: the
+    server may be at work on it still."""
+    retries: int = Field(default=4, ge=0)
+    """Of a connection that was not made and of status 429, 500, 502, 503 and 504, with growing pauses."""
+
+
+class HttpReward(_ServedTerm):
     """A scorer behind HTTP."""
 
     kind: Literal["http"]
@@ -100,12 +110,6 @@ class HttpReward(_ScaledTerm):
     """vllm: the served model's name."""
     batch: int = Field(default=16, ge=1)
     """Responses of one request."""
-    concurrency: int = Field(default=8, ge=1)
-    timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds of one try, from the connection to the last byte of the answer. A try that ran out of it is not repeated: the
-    server may be at work on it still."""
-    retries: int = Field(default=4, ge=0)
-    """Of a connection that was not made and of status 429, 500, 502, 503 and 504, with growing pauses."""
 
     @property
     def called(self) -> str:
@@ -113,4 +117,55 @@ class HttpReward(_ScaledTerm):
         return self.name or f"{self.api} at {self.urls[0]}"
 
 
-RewardTerm = Annotated[ModelReward | MetricReward | FunctionReward | HttpReward, Field(discriminator="kind")]
+class JudgeReward(_ServedTerm):
+    """A language model that compares the responses to a prompt two by two, each pair in both orders.
+
+    The scores are log-odds, fitted to the comparisons by Bradley and Terry's model, with mean 0 over the responses to a
+    prompt: the mean of a batch says nothing, the held-out score does. A response that is alone, as in evaluations, is
+    compared with the prompt's reference, else with what the judge itself answers; its score is its log-odds against that.
+    """
+
+    kind: Literal["judge"]
+    principles: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    """What makes one response better than another, in words for the judge."""
+    path: str | None = None
+    """Directory or hub name of a causal language model, run by vLLM in each scoring worker; of one judge only. Without a
+    chat template it reads plain text."""
+    urls: list[str] = Field(default_factory=list)
+    """Instead: base URLs, such as http://localhost:8000/v1, of like servers of /chat/completions; requests go to each in
+    turn."""
+    model: str | None = None
+    """urls: the served model's name."""
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*$")
+    """urls: the environment variable of the scoring workers that holds the servers' key."""
+    comparisons: int | None = Field(default=None, ge=2, multiple_of=2)
+    """Others of its group that a response is compared with, drawn by the run's seed; default: all. Two questions a pair."""
+    verdict: Literal["logprobs", "text"] = "logprobs"
+    """logprobs: the probability of the answer A against B, one token a question. text: the judge reasons and ends with
+    [[A]], [[B]] or [[C]] for a tie, which suits reasoning models and servers that give no log-probs."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Of the judge's reasoning with verdict: text, and of its own answer to a prompt, at most."""
+    max_length: int = Field(default=4096, ge=2)
+    """path: longest question with its answer, in the judge's tokens; a longer comparison has no result."""
+    kv_cache_gib: float = Field(default=1.0, gt=0.0)
+    """path: its engine's key-value cache, on CPU and on CUDA."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "JudgeReward":
+        if (self.path is None) == (not self.urls):
+            raise ValueError("a judge is either a model's path or the urls of servers: give one of the two")
+        if bool(self.urls) != (self.model is not None):
+            raise ValueError("model is the served model's name: it belongs to urls and is required there")
+        if self.key_env is not None and not self.urls:
+            raise ValueError("key_env holds the key of servers: it belongs to urls")
+        return self
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or f"judge {Path(self.path or self.model or '').name}"
+
+
+RewardTerm = Annotated[
+    ModelReward | MetricReward | FunctionReward | HttpReward | JudgeReward, Field(discriminator="kind")
+]

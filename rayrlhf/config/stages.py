@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from rayrlhf.config.base import Node
 from rayrlhf.config.estimator import with_defaults_of_the_estimator
 from rayrlhf.config.guard import GuardConfig
-from rayrlhf.config.rewards import ModelReward, RewardTerm, TextMetric
+from rayrlhf.config.rewards import JudgeReward, ModelReward, RewardTerm, TextMetric
 
 
 class OptimConfig(Node):
@@ -203,6 +203,20 @@ class PPOConfig(Node):
                 f"ppo.rewards has {names.count(twice)} terms called {twice!r}: give each a name of its own"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "PPOConfig":
+        paths = [str(term.path) for term in self.judges if term.path is not None]
+        if len(paths) > 1:
+            raise ValueError(
+                f"ppo.rewards has {len(paths)} judges with a path ({', '.join(paths)}) and a scoring worker holds one vLLM "
+                f"engine: write their principles into one, or serve the others and give their urls"
+            )
+        return self
+
+    @property
+    def judges(self) -> list[JudgeReward]:
+        return [term for term in self.rewards if isinstance(term, JudgeReward)]
 
     @property
     def reward_models(self) -> list[ModelReward]:

@@ -1,6 +1,7 @@
 """The account of rows that cannot be used: counted, named, and an error when there are too many."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rayrlhf.errors import DataError
@@ -37,4 +38,10 @@ class BadRows:
         """Say what `settle` has to say."""
         told = self.settle()
         if told is not None:
-            print(f"rayrlhf: {told}", file=sys.stderr)
+            tell([told])
+
+
+def tell(sentences: Iterable[str]) -> None:
+    """Say what whoever looks on should know of data."""
+    for sentence in sentences:
+        print(f"rayrlhf: {sentence}", file=sys.stderr)

@@ -18,16 +18,11 @@ def plan_micro_batches(
     sequences of each index (the responses of a prompt, whose length is that of the longest); by default one.
     """
     counts = counts if counts is not None else [1] * len(lengths)
+    demand_fit(lengths, counts, max_tokens=max_tokens)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     plan: list[list[int]] = []
     width = held = 0
     for index in order:
-        if lengths[index] * counts[index] > max_tokens:
-            each = "" if counts[index] == 1 else f"{counts[index]} times "
-            raise DataError(
-                f"A row of {each}{lengths[index]} tokens does not fit into a micro-batch of {max_tokens} tokens: raise "
-                f"micro_batch_tokens to at least {lengths[index] * counts[index]}."
-            )
         if plan and width * (held + counts[index]) <= max_tokens:
             plan[-1].append(index)
             held += counts[index]
@@ -41,6 +36,20 @@ def plan_micro_batches(
             break
         plan[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     return plan
+
+
+def demand_fit(lengths: Sequence[int] | np.ndarray, counts: Sequence[int] | np.ndarray, *, max_tokens: int) -> None:
+    """DataError where a row of so many sequences of such a length is more than a micro-batch holds."""
+    lengths, counts = np.asarray(lengths, dtype=np.int64), np.asarray(counts, dtype=np.int64)
+    over = np.flatnonzero(lengths * counts > max_tokens)
+    if not len(over):
+        return
+    length, count = max((int(lengths[i]), int(counts[i])) for i in over)
+    each = "" if count == 1 else f"{count} times "
+    raise DataError(
+        f"A row of {each}{length} tokens does not fit into a micro-batch of {max_tokens} tokens: raise "
+        f"micro_batch_tokens to at least {length * count}."
+    )
 
 
 def plan_by_unit(lengths: Sequence[int], units: Sequence[int], *, max_tokens: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What the stages ask of data: text records, split by prompt."""
+"""From the sources of a configuration to text records, split by prompt."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 
 from rayrlhf.config import DataConfig, RunConfig, SourceConfig
 from rayrlhf.data import adapters, arithmetic, innkeeper, preference_forms
-from rayrlhf.data.bad_rows import BadRows
+from rayrlhf.data.bad_rows import BadRows, tell
 from rayrlhf.data.fields import Row, UnusableRowError
 from rayrlhf.data.pair_merging import merge_pairs
 from rayrlhf.data.ranking import gather
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split, pair
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split, pair
 from rayrlhf.data.source_report import SourceReport
 from rayrlhf.data.sources import load_rows
 from rayrlhf.data.splitting import sliced, split_by_prompt
@@ -44,32 +44,33 @@ def load_demonstrations(config: RunConfig) -> Split[Demonstration]:
     """Demonstrations for supervised fine-tuning."""
     if config.data.task is not None:
         return _task(config).demonstrations()
-    return _load(config, _source(config, "demonstrations"), _demonstration)
+    return _load(config, source_of(config, "demonstrations"), _demonstration)
 
 
 def load_preferences(config: RunConfig) -> Split[Preference]:
     """Preferences for the reward model; of labelled texts, positive ones over negative ones; of parallel files, a line's
     own response over another's."""
     loss = config.reward.loss
-    if config.data.task is not None or _source(config, "preferences").format != "preferences":
+    if config.data.task is not None or source_of(config, "preferences").format != "preferences":
         split = _made_preferences(config)
         teaching(split.train, loss, what="pairs that are made of texts")
         return split
-    source = _source(config, "preferences")
-    records, told = describe_preferences(source, config.data, seed=config.seed)
+    source = source_of(config, "preferences")
+    records, report = _preferences(source, config.data, seed=config.seed)
     kept, note = teaching(records, loss, what=source.path)
-    return split_by_prompt(kept, config, told=told if note is None else [*told, note])
+    told = report.told() if note is None else [*report.told(), note]
+    return split_by_prompt(kept, config, told=told, bad=report.bad)
 
 
 def _made_preferences(config: RunConfig) -> Split[Preference]:
     """Pairs of a built-in task, of labelled texts or of parallel files."""
     if config.data.task is not None:
         return _task(config).preferences()
-    source = _source(config, "preferences")
+    source = source_of(config, "preferences")
     if source.format == "labelled":
         return _labelled_pairs(config, source)
     split = _load(config, source, _demonstration)
-    return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout), told=split.told)
+    return Split(train=_mismatched(split.train), heldout=_mismatched(split.heldout), told=split.told, bad=split.bad)
 
 
 def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> list[Preference]:
@@ -79,6 +80,12 @@ def read_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> li
 
 def describe_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> tuple[list[Preference], list[str]]:
     """`read_preferences`, and in sentences what the source was recognised as and what of it is not used."""
+    records, report = _preferences(source, data, seed=seed)
+    tell(report.bad)
+    return records, report.told()
+
+
+def _preferences(source: SourceConfig, data: DataConfig, *, seed: int) -> tuple[list[Preference], SourceReport]:
     found, report = _records(source, data, _preference)
     report.refuse_unknown_texts(source)
     gathered = gather(found)
@@ -91,7 +98,7 @@ def describe_preferences(source: SourceConfig, data: DataConfig, *, seed: int) -
         )
     if len(weighing) < len(gathered):
         report.notes.append(f"{len(gathered) - len(weighing):,} records have a weight of 0 and are left out.")
-    return sliced(((record.key, record) for record in weighing), source, seed=seed), report.told()
+    return sliced(((record.key, record) for record in weighing), source, seed=seed), report
 
 
 def load_prompts(config: RunConfig) -> Split[PromptRow]:
@@ -103,17 +110,8 @@ def load_prompts(config: RunConfig) -> Split[PromptRow]:
     def adapt(row: Row, source: SourceConfig, origin: str) -> PromptRow:
         return adapters.prompt_row(row, source, terms=terms, origin=origin)
 
-    split = _load(config, _source(config, "prompts"), adapt)
+    split = _load(config, source_of(config, "prompts"), adapt)
     return replace(split, train=_distinct(split.train), heldout=_distinct(split.heldout))
-
-
-def tokenizer_texts(config: RunConfig) -> list[str]:
-    """The texts a run's own tokenizer is trained on: the training demonstrations, else the training preferences."""
-    if config.data.task is not None or config.data.demonstrations is not None:
-        demonstrations = load_demonstrations(config).train
-        return [_plain(row.prompt) + row.response for row in demonstrations]
-    preferences = load_preferences(config).train
-    return [_plain(row.prompt) + response.text for row in preferences for response in row.responses]
 
 
 def task_gold(config: RunConfig) -> Callable[[str, str], float] | None:
@@ -135,7 +133,8 @@ def _task(config: RunConfig) -> innkeeper.Innkeeper | arithmetic.Arithmetic:
     return build(config.data.task, seed=config.seed, heldout_fraction=config.data.heldout_fraction)
 
 
-def _source(config: RunConfig, name: str) -> SourceConfig:
+def source_of(config: RunConfig, name: str) -> SourceConfig:
+    """The source of that name; DataError where none is configured."""
     source: SourceConfig | None = getattr(config.data, name)
     if source is None:
         raise DataError(f"data.{name} is not configured and this stage needs it.")
@@ -153,7 +152,7 @@ def _preference(row: Row, source: SourceConfig, origin: str) -> Preference:
 def _load(config: RunConfig, source: SourceConfig, adapt: Adapter[Prompted]) -> Split[Prompted]:
     records, report = _records(source, config.data, adapt)
     rows = sliced(((_slice_key(record, source), record) for record in records), source, seed=config.seed)
-    return split_by_prompt(rows, config, told=report.told())
+    return split_by_prompt(rows, config, told=report.told(), bad=report.bad)
 
 
 def _records(source: SourceConfig, data: DataConfig, adapt: Adapter[Record]) -> tuple[list[Record], SourceReport]:
@@ -175,7 +174,8 @@ def _records(source: SourceConfig, data: DataConfig, adapt: Adapter[Record]) -> 
             bad.add(raw.origin, "it is nested too deeply")
         else:
             report.add(row)
-    bad.tell()
+    settled = bad.settle()
+    report.bad = () if settled is None else (settled,)
     return found, report
 
 
@@ -203,7 +203,7 @@ def _labelled_pairs(config: RunConfig, source: SourceConfig) -> Split[Preference
             for (good, first), (bad, second) in zip(positive, negative, strict=False)
         ]
 
-    return Split(train=pairs(texts[cut:]), heldout=pairs(texts[:cut]), told=tuple(report.told()))
+    return Split(train=pairs(texts[cut:]), heldout=pairs(texts[:cut]), told=tuple(report.told()), bad=report.bad)
 
 
 def _mismatched(rows: Sequence[Demonstration]) -> list[Preference]:
@@ -221,7 +221,3 @@ def _mismatched(rows: Sequence[Demonstration]) -> list[Preference]:
 def _distinct(rows: Iterable[PromptRow]) -> list[PromptRow]:
     first = {json.dumps([row.prompt, row.rewards], sort_keys=True): row for row in rows}
     return list(first.values())
-
-
-def _plain(prompt: PromptText) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

@@ -1,8 +1,8 @@
 """Text records as token sequences; a row that cannot be one is a bad row."""
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -19,59 +19,121 @@ from rayrlhf.data.exchange import (
     judged_prompt_length,
 )
 from rayrlhf.data.fields import UnusableRowError
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow, PromptText, Split
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow
 from rayrlhf.data.special_tokens import ControlStrings
 from rayrlhf.data.tokenizer import prompt_as_text
 from rayrlhf.types import Example, PreferenceExample, Prompt
 
 Row = TypeVar("Row", Demonstration, Preference, PromptRow)
 Record = TypeVar("Record")
-Tokenize = Callable[[Sequence[Row], PreTrainedTokenizerBase, RunConfig, BadRows | None], list[Record]]
 
 
-def tokenize_demonstrations(
-    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: RunConfig, bad: BadRows | None = None
-) -> list[Example]:
-    """Token sequences of demonstrations; one longer than model.max_length is a bad row, of the account `bad` if given."""
+class Encoder(NamedTuple, Generic[Row, Record]):
+    """From text to tokens, for one kind of rows."""
 
-    def encode(row: Demonstration) -> Example:
+    what: str
+    encode: Callable[[Row, int], Record]
+    """The record of a row, by its place among the rows of its part; UnusableRowError where there is none."""
+    responses: Callable[[Row], list[str]]
+    """What people wrote beside the prompt."""
+    overlong: Callable[[Record], bool] = lambda _: False
+    """Whether a record is beyond the limit without its row being a bad one."""
+    drops: bool = False
+    """Whether those that are overlong are left out."""
+
+
+@dataclass(kw_only=True)
+class Account:
+    """What was met in some rows on their way to tokens."""
+
+    what: str
+    controls: ControlStrings
+    bad: list[str] = field(default_factory=list)
+    encoded: int = 0
+    overlong: int = 0
+
+    def add(self, later: "Account") -> None:
+        """Count what was met in the rows that come next."""
+        self.controls.merge(later.controls)
+        self.bad += later.bad
+        self.encoded += later.encoded
+        self.overlong += later.overlong
+
+    def told(self, config: RunConfig) -> list[str]:
+        """Sentences on all of it but the bad rows."""
+        controls = self.controls.told(config.data.special_tokens_in_text)
+        limit, mode = config.reward_max_length, config.reward.overlong
+        done = f"more than {limit} tokens and are left out" if mode == "drop" else f"a response cut at {limit} tokens"
+        told = f"{self.overlong} of {self.encoded} {self.what} have {done} (reward.overlong={mode})."
+        return ([] if controls is None else [controls]) + ([told] if self.overlong else [])
+
+
+def demonstration_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Encoder[Demonstration, Example]:
+    """A demonstration longer than model.max_length is a bad row."""
+
+    def encode(row: Demonstration, number: int) -> Example:  # noqa: ARG001
         prompt, (response,) = encode_exchange(tokenizer, row.prompt, [row.response], reading=config.data.reading)
         _check_length(len(prompt) + len(response), config.model.max_length, "prompt and response", "model.max_length")
         return Example(token_ids=np.concatenate([prompt, response]), prompt_length=len(prompt))
 
-    _tell_control_strings([(row.prompt, [row.response]) for row in rows], tokenizer, config, "the demonstrations")
-    return _encode_all(rows, encode, config, bad, "the demonstrations")
+    return Encoder("demonstrations", encode, lambda row: [row.response])
 
 
-def tokenize_preferences(
-    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RunConfig, bad: BadRows | None = None
-) -> list[PreferenceExample]:
-    """Token sequences of preferences; what becomes of those too long for the reward model says reward.overlong."""
-    limit, overlong = config.reward_max_length, config.reward.overlong
+def preference_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Encoder[Preference, PreferenceExample]:
+    """What becomes of preferences too long for the reward model says reward.overlong."""
+    limit, mode = config.reward_max_length, config.reward.overlong
+    key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
 
-    def encode(row: Preference) -> PreferenceExample:
-        cut = limit if overlong == "cut" else None
+    def encode(row: Preference, number: int) -> PreferenceExample:  # noqa: ARG001
+        cut = limit if mode == "cut" else None
         found = encode_preference(row, tokenizer, cut=cut, reading=config.data.reading)
-        if overlong == "refuse":
-            key = "model.max_length" if config.reward.max_length is None else "reward.max_length"
+        if mode == "refuse":
             _check_length(found.longest, limit, "a response with its prompt", key)
-        if overlong == "cut":
+        if mode == "cut":
             _demand_difference(row, found, limit)
         return found
 
-    texts = [(row.prompt, [response.text for response in row.responses]) for row in rows]
-    _tell_control_strings(texts, tokenizer, config, "the preferences")
-    encoded = _encode_all(rows, encode, config, bad, "the preferences")
-    kept = [example for example in encoded if example.longest <= limit]
-    if overlong == "drop" and len(kept) < len(encoded):
-        told = (
-            f"{len(encoded) - len(kept)} of {len(encoded)} preferences have more than {limit} tokens and are left out"
-        )
-        print(f"rayrlhf: {told} (reward.overlong=drop).", file=sys.stderr)
-    if overlong == "cut" and (cut := sum(max(example.lengths) > limit for example in kept)):
-        told = f"{cut} of {len(kept)} preferences have a response cut at {limit} tokens"
-        print(f"rayrlhf: {told} (reward.overlong=cut).", file=sys.stderr)
-    return kept
+    return Encoder(
+        "preferences",
+        encode,
+        lambda row: [response.text for response in row.responses],
+        overlong=lambda found: max(found.lengths) > limit,
+        drops=mode == "drop",
+    )
+
+
+def prompt_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Encoder[PromptRow, Prompt]:
+    """A prompt longer than data.max_prompt_tokens is a bad row. Ids are the places of the rows in their part."""
+
+    def encode(row: PromptRow, number: int) -> Prompt:
+        ids = encode_prompt(tokenizer, row.prompt, reading=config.data.reading)
+        if not len(ids):
+            raise UnusableRowError("the prompt has no tokens")
+        _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
+        return Prompt(prompt_id=number, text=prompt_as_text(row.prompt), token_ids=ids)
+
+    return Encoder("prompts", encode, lambda _: [])
+
+
+def encode_rows(
+    rows: Iterable[Row], encoder: Encoder[Row, Record], tokenizer: PreTrainedTokenizerBase, *, first: int = 0
+) -> tuple[list[Record], Account]:
+    """The records of rows of which the `first` has that place in its part, and what was met in them."""
+    account = Account(what=encoder.what, controls=ControlStrings(what=f"the {encoder.what}"))
+    kept = []
+    for number, row in enumerate(rows, start=first):
+        account.controls.add(control_strings_in(tokenizer, row.prompt, encoder.responses(row)))
+        try:
+            record = encoder.encode(row, number)
+        except UnusableRowError as reason:
+            account.bad.append(f"{row.origin or f'row {number}'}: {reason}")
+            continue
+        overlong = encoder.overlong(record)
+        account.encoded += 1
+        account.overlong += overlong
+        if not (overlong and encoder.drops):
+            kept.append(record)
+    return kept, account
 
 
 def encode_preference(
@@ -97,35 +159,6 @@ def encode_preference(
     )
 
 
-def tokenize_prompts(
-    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig, bad: BadRows | None = None
-) -> list[Prompt]:
-    """Prompts with ids; one longer than data.max_prompt_tokens is a bad row. Ids are stable for the same rows."""
-
-    numbered = {id(row): number for number, row in enumerate(rows)}
-
-    def encode(row: PromptRow) -> Prompt:
-        ids = encode_prompt(tokenizer, row.prompt, reading=config.data.reading)
-        if not len(ids):
-            raise UnusableRowError("the prompt has no tokens")
-        _check_length(len(ids), config.data.max_prompt_tokens, "the prompt", "data.max_prompt_tokens")
-        return Prompt(prompt_id=numbered[id(row)], text=prompt_as_text(row.prompt), token_ids=ids)
-
-    _tell_control_strings([(row.prompt, []) for row in rows], tokenizer, config, "the prompts")
-    return _encode_all(rows, encode, config, bad, "the prompts")
-
-
-def tokenize_both(
-    tokenize: Tokenize[Row, Record], split: Split[Row], tokenizer: PreTrainedTokenizerBase, config: RunConfig
-) -> Split[Record]:
-    """Both parts of a source; how many rows may be bad is a share of the whole."""
-    total = len(split.train) + len(split.heldout)
-    bad = BadRows(what="the training and held-out rows", allowed=config.data.max_bad_rows, total=total)
-    train, heldout = (tokenize(rows, tokenizer, config, bad) for rows in (split.train, split.heldout))
-    bad.tell()
-    return Split(train=train, heldout=heldout, told=split.told)
-
-
 def usable_rows(rows: Sequence[Row], encode: Callable[[Row], Record], bad: BadRows) -> list[tuple[Row, Record]]:
     """The rows that can be encoded, with what each became; the others are in the account `bad`."""
     usable = []
@@ -135,30 +168,6 @@ def usable_rows(rows: Sequence[Row], encode: Callable[[Row], Record], bad: BadRo
         except UnusableRowError as reason:
             bad.add(row.origin or f"row {number}", str(reason))
     return usable
-
-
-def _encode_all(
-    rows: Sequence[Row], encode: Callable[[Row], Record], config: RunConfig, bad: BadRows | None, what: str
-) -> list[Record]:
-    account = bad or BadRows(what=what, allowed=config.data.max_bad_rows, total=len(rows))
-    encoded = [record for _, record in usable_rows(rows, encode, account)]
-    if bad is None:
-        account.tell()
-    return encoded
-
-
-def _tell_control_strings(
-    texts: Sequence[tuple[PromptText, Sequence[str]]],
-    tokenizer: PreTrainedTokenizerBase,
-    config: RunConfig,
-    what: str,
-) -> None:
-    counted = ControlStrings(what=what, rows=len(texts))
-    for prompt, responses in texts:
-        counted.add(control_strings_in(tokenizer, prompt, responses))
-    told = counted.told(config.data.special_tokens_in_text)
-    if told is not None:
-        print(f"rayrlhf: {told}", file=sys.stderr)
 
 
 def _check_length(tokens: int, limit: int, what: str, key: str) -> None:

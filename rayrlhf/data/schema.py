@@ -136,3 +136,5 @@ class Split(Generic[Row]):
     heldout: list[Row]
     told: tuple[str, ...] = field(default=(), compare=False)
     """What was found in the source, in sentences: its form, the columns used and ignored, what was left out."""
+    bad: tuple[str, ...] = field(default=(), compare=False)
+    """What of it cannot be used, in sentences."""

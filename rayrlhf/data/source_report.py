@@ -36,6 +36,8 @@ class SourceReport:
     sayings: Counter[str] = field(default_factory=Counter)
     """Columns with text that may be part of what was said, by the number of rows."""
     notes: list[str] = field(default_factory=list)
+    bad: tuple[str, ...] = ()
+    """A sentence on the rows that cannot be used, where there are any."""
 
     def add(self, row: Row) -> None:
         """Count a row that was read."""

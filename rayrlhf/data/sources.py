@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rayrlhf.config import SourceConfig
+from rayrlhf.data.cache import file_digest
 from rayrlhf.data.files import SUFFIXES, RawRow, numbered_lines, read_file, suffix_of
 from rayrlhf.errors import DataError
 
@@ -18,18 +20,42 @@ def load_rows(source: SourceConfig, *, root: str) -> list[RawRow]:
     return rows
 
 
+def content_of(source: SourceConfig, *, root: str) -> list[tuple[str, str]]:
+    """What tells the content of a source from any other: the name and digest of each file, or of a hub data set as loaded."""
+    files = _files(source, root)
+    if files is None:
+        return [(source.path, str(_hub_table(source)._fingerprint))]
+    try:
+        return [(file.name, file_digest(file)) for file in files]
+    except OSError as error:
+        raise DataError(f"The data file {error.filename} cannot be read: {error.strerror}.") from None
+
+
 def _rows(source: SourceConfig, root: str) -> Iterator[RawRow]:
+    files = _files(source, root)
+    if files is None:
+        yield from _hub_rows(source)
+    elif source.target is not None:
+        yield from _parallel(files[0], files[1], source)
+    else:
+        for file in files:
+            yield from read_file(file, source.columns)
+
+
+def _files(source: SourceConfig, root: str) -> list[Path] | None:
+    """The files of a source, in order; None for a data set on the hub."""
     path = _local(source.path, root)
     if source.target is not None:
-        yield from _parallel(path, _local(source.target, root), source)
-    elif path.is_dir() or any(sign in source.path for sign in _PATTERN):
-        for file in _several(path, source, root):
-            yield from read_file(file, source.columns)
-    elif suffix_of(path) in SUFFIXES:
+        files = [path, _local(source.target, root)]
+        for file in files:
+            _demand(file, str(file.parent))
+        return files
+    if path.is_dir() or any(sign in source.path for sign in _PATTERN):
+        return _several(path, source, root)
+    if suffix_of(path) in SUFFIXES:
         _demand(path, root)
-        yield from read_file(path, source.columns)
-    else:
-        yield from _hub_rows(source)
+        return [path]
+    return None
 
 
 def _local(name: str, root: str) -> Path:
@@ -63,8 +89,6 @@ def _several(path: Path, source: SourceConfig, root: str) -> list[Path]:
 
 def _parallel(path: Path, target: Path, source: SourceConfig) -> Iterator[RawRow]:
     """Line k of one file with line k of the other."""
-    for file in (path, target):
-        _demand(file, str(file.parent))
     lines, answers = ([line.strip() for _, line in numbered_lines(file)] for file in (path, target))
     if len(lines) != len(answers):
         raise DataError(f"{path.name} has {len(lines)} lines and {target.name} has {len(answers)}: they must match.")
@@ -77,17 +101,20 @@ def _parallel(path: Path, target: Path, source: SourceConfig) -> Iterator[RawRow
 
 
 def _hub_rows(source: SourceConfig) -> Iterator[RawRow]:
+    for number, fields in enumerate(_hub_table(source)):
+        yield RawRow(origin=f"{source.path}[{source.split}] row {number}", fields=dict(fields))
+
+
+def _hub_table(source: SourceConfig) -> Any:
     import datasets
 
     named = {"name": source.config_name, "data_dir": source.data_dir, "revision": source.revision}
     given = {name: value for name, value in named.items() if value is not None}
     try:
-        table = datasets.load_dataset(source.path, split=source.split, **given)
+        return datasets.load_dataset(source.path, split=source.split, **given)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(
             f"{source.path} is neither a data file (.jsonl .json .csv .tsv .parquet, also .gz), a folder or pattern of such, "
             f"nor a data set that can be loaded from the hub: {first}"
         ) from None
-    for number, fields in enumerate(table):
-        yield RawRow(origin=f"{source.path}[{source.split}] row {number}", fields=dict(fields))

@@ -49,16 +49,24 @@ class ControlStrings:
     """The account of control strings in one data set."""
 
     what: str
-    rows: int
+    rows: int = 0
     found: int = 0
     rows_with: int = 0
     first: str = ""
 
     def add(self, found: Sequence[str]) -> None:
         """Count those of one row."""
+        self.rows += 1
         self.found += len(found)
         self.rows_with += bool(found)
         self.first = self.first or next(iter(found), "")
+
+    def merge(self, later: "ControlStrings") -> None:
+        """Count those of the rows that come next."""
+        self.rows += later.rows
+        self.found += later.found
+        self.rows_with += later.rows_with
+        self.first = self.first or later.first
 
     def told(self, special: SpecialTokensInText) -> str | None:
         """A sentence about them, None where there are none."""

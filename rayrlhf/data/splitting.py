@@ -25,7 +25,9 @@ _COMMON = 0.01
 """A shingle of more than this share of the prompts is a phrase of the data set's, not of a prompt's."""
 
 
-def split_by_prompt(rows: Sequence[Row], config: RunConfig, *, told: Iterable[str] = ()) -> Split[Row]:
+def split_by_prompt(
+    rows: Sequence[Row], config: RunConfig, *, told: Iterable[str] = (), bad: tuple[str, ...] = ()
+) -> Split[Row]:
     """Held out by a hash of the prompt, so that no prompt is on both sides, whatever else the file holds.
 
     Prompts that differ in case, punctuation and spaces alone are one prompt to it.
@@ -39,7 +41,8 @@ def split_by_prompt(rows: Sequence[Row], config: RunConfig, *, told: Iterable[st
     heldout = [row for row, key in zip(rows, keys, strict=True) if key < below]
     counts = f"{len(train):,} records are trained on and {len(heldout):,} held out, by prompt."
     found: list[str | None] = [_repeated(rows), _shared(train, heldout)]
-    return Split(train=train, heldout=heldout, told=(*told, counts, *(note for note in found if note is not None)))
+    notes = (*told, counts, *(note for note in found if note is not None))
+    return Split(train=train, heldout=heldout, told=notes, bad=bad)
 
 
 def sliced(records: Iterable[tuple[str, Record]], source: SourceConfig, *, seed: int) -> list[Record]:

@@ -1,7 +1,7 @@
 """The model a run with `model.init` starts from: a tokenizer trained on its data, and random weights."""
 
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import tokenizer_texts
+from rayrlhf.data.prepared import tokenizer_texts
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.models.export import export_model
 from rayrlhf.models.load import make_policy

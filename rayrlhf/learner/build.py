@@ -1,6 +1,5 @@
 """From a configuration to the learner of a stage: its models, and its data where it reads them itself."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RewardConfig, RunConfig
-from rayrlhf.data.dataset import load_demonstrations, load_preferences
-from rayrlhf.data.encoding import tokenize_both, tokenize_demonstrations, tokenize_preferences
+from rayrlhf.data.encoded import encoded_demonstrations, encoded_preferences
 from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.length_balance import balance_lengths
+from rayrlhf.data.rows import Rows
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
 from rayrlhf.learner.objectives import NextToken, PreferenceObjective
@@ -28,7 +27,7 @@ from rayrlhf.types import PreferenceExample
 def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLearner:
     """The learner of supervised fine-tuning."""
     tokenizer = load_tokenizer(base_dir)
-    examples = tokenize_both(tokenize_demonstrations, load_demonstrations(config), tokenizer, config)
+    examples = encoded_demonstrations(config, base_dir)
     return SupervisedLearner(
         config,
         config.sft,
@@ -42,16 +41,18 @@ def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLe
     )
 
 
-def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0) -> SupervisedLearner:
-    """The learner of one member of the reward-model ensemble."""
+def build_reward(
+    config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0, trained: str | None = None
+) -> SupervisedLearner:
+    """The learner of one member of the reward-model ensemble: on the backbone in `base_dir`, or from a `trained` one on."""
     tokenizer = load_tokenizer(base_dir)
-    examples = tokenize_both(tokenize_preferences, load_preferences(config), tokenizer, config)
+    examples = encoded_preferences(config, base_dir)
     settings = LossSettings(**config.reward.loss.model_dump())
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
     train = share_of(examples.train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)
-    if config.reward.keep_head:
-        model = load_trained_heads(base_dir)
+    if trained is not None:
+        model = load_trained_heads(trained)
     else:
         model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
     if config.reward.lora is not None:
@@ -99,23 +100,23 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def share_of(rows: Sequence[PreferenceExample], share: float, *, seed: int) -> list[PreferenceExample]:
+def share_of(rows: Rows[PreferenceExample], share: float, *, seed: int) -> Rows[PreferenceExample]:
     """The first of the rows in a seeded order, so that a larger share holds every smaller one."""
     kept = np.random.default_rng(derive_seed(seed, "train share")).permutation(len(rows))[: round(share * len(rows))]
     if not len(kept):
         raise DataError(f"reward.train_share={share:g} of {len(rows)} training preferences is none: raise it.")
-    return [rows[i] for i in sorted(kept)]
+    return rows.pick(np.sort(kept))
 
 
-def resampled(rows: Sequence[PreferenceExample], settings: RewardConfig, *, seed: int) -> list[PreferenceExample]:
+def resampled(rows: Rows[PreferenceExample], settings: RewardConfig, *, seed: int) -> Rows[PreferenceExample]:
     """What one member sees of the rows: a bootstrap sample of them, or with several heads Poisson weights for each.
 
     Efron 1979; Oza and Russell 2001 for the weights, whose distribution is that of the counts in a bootstrap sample.
     """
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
     if not settings.bootstrap or (settings.members == 1 and settings.heads == 1):
-        return list(rows)
+        return rows
     if settings.members > 1:
-        return [rows[i] for i in rng.integers(len(rows), size=len(rows))]
+        return rows.pick(rng.integers(len(rows), size=len(rows)))
     weights = rng.poisson(1.0, size=(len(rows), settings.heads)).astype(float)
-    return [replace(row, head_weights=tuple(own)) for row, own in zip(rows, weights.tolist(), strict=True)]
+    return rows.changed(lambda row, i: replace(row, head_weights=tuple(weights[i].tolist())))

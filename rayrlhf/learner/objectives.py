@@ -35,12 +35,6 @@ class Objective(Protocol):
     figures: tuple[str, ...]
     """Names of its metrics."""
 
-    def length(self, row: Any) -> int:
-        """Tokens of the row's longest sequence."""
-
-    def sequences(self, row: Any) -> int:
-        """Sequences of the row; they share a micro-batch."""
-
     def weight(self, rows: Sequence[Any]) -> float:
         """What the rows count in the denominator of the loss: trained tokens, or the weights of preferences."""
 
@@ -64,12 +58,6 @@ class NextToken:
 
     def __init__(self, *, train_on_prompt: bool) -> None:
         self._train_on_prompt = train_on_prompt
-
-    def length(self, row: Example) -> int:
-        return len(row.token_ids)
-
-    def sequences(self, _: Example) -> int:
-        return 1
 
     def weight(self, rows: Sequence[Example]) -> float:
         return self.tokens(rows)
@@ -101,12 +89,6 @@ class PreferenceObjective:
 
     def __init__(self, settings: LossSettings) -> None:
         self._settings = settings
-
-    def length(self, row: PreferenceExample) -> int:
-        return row.longest
-
-    def sequences(self, row: PreferenceExample) -> int:
-        return len(row.sequences)
 
     def weight(self, rows: Sequence[PreferenceExample]) -> float:
         targets = targets_of(rows)

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -273,7 +275,7 @@ def batch_figures(
     golds = [item.gold for item in scored if item.gold is not None]
     if golds:
         figures["reward/gold"] = float(np.mean(golds))
-    figures |= _group_figures(batch) | _staleness_figures(batch, version)
+    figures |= _group_figures(batch) | _comparison_figures(scored) | _staleness_figures(batch, version)
     return figures | _kl_figures(batch, estimates, version) | _mismatch_figures(batch, estimates, version)
 
 
@@ -358,6 +360,19 @@ def _mismatch_figures(batch: PPOBatch, estimates: Estimates, version: int) -> di
         "mismatch/p99": gap.p99,
         "mismatch/max": gap.max,
         "mismatch/outside": gap.outside,
+    }
+
+
+def _comparison_figures(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
+    """What judges' comparisons say of the judges; each counts once for every response of the batch that is in it."""
+    compared = [item.comparisons for item in scored if item.comparisons is not None]
+    if not compared:
+        return {}
+    whole = reduce(add, compared)
+    return {
+        "reward/position_bias": whole.bias / whole.read,
+        "reward/position_flips": whole.flipped / whole.read,
+        "reward/comparisons_unread": 1.0 - whole.read / whole.asked,
     }
 
 

@@ -1,6 +1,7 @@
 """The supervised stages: one loop over batches, whatever their objective."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig, SupervisedConfig
-from rayrlhf.data.batching import plan_micro_batches
+from rayrlhf.data.batching import demand_fit, plan_micro_batches
+from rayrlhf.data.rows import Rows
 from rayrlhf.errors import DataError
 from rayrlhf.learner.core import TrainableModel, share_of
 from rayrlhf.learner.objectives import Figures, Objective
@@ -20,6 +22,9 @@ from rayrlhf.models.device import resolve_device, resolve_dtype
 from rayrlhf.models.export import export_model, export_reward_model
 from rayrlhf.models.sharding import full_model_state
 from rayrlhf.types import MicroBatch
+
+_AT_ONCE = 1024
+"""Rows that are in memory together while the weight of an evaluation's rows is added up."""
 
 
 class SupervisedLearner:
@@ -33,8 +38,8 @@ class SupervisedLearner:
         *,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        train: Sequence[Any],
-        heldout: Sequence[Any],
+        train: Rows[Any],
+        heldout: Rows[Any],
         ranks: Ranks,
         seed: int,
     ) -> None:
@@ -49,7 +54,8 @@ class SupervisedLearner:
         self._judges = some_of(heldout, settings.evaluate_rows, seed=config.seed)
         self._ranks = ranks
         for rows in (train, heldout):
-            self._plan(rows)  # a row that does not fit is told now, not when its step comes
+            # A row that does not fit is told now, not when its step comes.
+            demand_fit(*_sizes(rows), max_tokens=settings.micro_batch_tokens)
         device = resolve_device(config.device)
         self._dtype = resolve_dtype(config.learner.dtype, device)
         self._steps_per_epoch = -(-len(train) // settings.prompts_per_step)
@@ -70,7 +76,7 @@ class SupervisedLearner:
     def train_step(self) -> dict[str, float]:
         """One optimizer update on the next batch; its metrics."""
         step = self._core.steps
-        rows = self._batch(step)
+        rows = self._batch(step).loaded()
         weight = self._objective.weight(rows)
         parts: list[Figures] = []
         for some, batch in self._micro_batches(rows):
@@ -91,7 +97,7 @@ class SupervisedLearner:
     def evaluate(self, whole: bool = False) -> dict[str, float]:
         """Loss (and accuracy) over the held-out rows, at most `evaluate_rows` of them unless it is the `whole`."""
         rows = self._heldout if whole else self._judges
-        weight = self._objective.weight(rows)
+        weight = sum(self._objective.weight(rows[start : start + _AT_ONCE]) for start in range(0, len(rows), _AT_ONCE))
         parts = [
             self._objective.loss(self._core.model, some, batch, weight=weight, dtype=self._dtype)[1]
             for some, batch in self._micro_batches(rows)
@@ -116,23 +122,25 @@ class SupervisedLearner:
             write = export_model if self._objective.prefix == "policy" else export_reward_model
             write(self._core.model, self._tokenizer, directory, state_dict=state)
 
-    def _batch(self, step: int) -> list[Any]:
+    def _batch(self, step: int) -> Rows[Any]:
         """The rows of a step: a pure function of the seed and the step."""
         epoch, position = divmod(step, self._steps_per_epoch)
-        order = np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(len(self._train))
         size = self._settings.prompts_per_step
-        return [self._train[i] for i in order[position * size : (position + 1) * size]]
+        return self._train.pick(self._order(epoch)[position * size : (position + 1) * size])
 
-    def _plan(self, rows: Sequence[Any]) -> list[list[int]]:
-        return plan_micro_batches(
-            [self._objective.length(row) for row in rows],
+    @lru_cache(maxsize=1)  # noqa: B019 - as long as the learner lives
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(len(self._train))
+
+    def _micro_batches(self, rows: Rows[Any]) -> Iterator[tuple[list[Any], MicroBatch]]:
+        lengths, counts = _sizes(rows)
+        plan = plan_micro_batches(
+            lengths.tolist(),
             max_tokens=self._settings.micro_batch_tokens,
             multiple_of=self._ranks.world,
-            counts=[self._objective.sequences(row) for row in rows],
+            counts=counts.tolist(),
         )
-
-    def _micro_batches(self, rows: Sequence[Any]) -> Iterator[tuple[list[Any], MicroBatch]]:
-        for indices in share_of(self._plan(rows), self._ranks):
+        for indices in share_of(plan, self._ranks):
             some = [rows[i] for i in indices]
             yield some, self._objective.collate(some).to(self._core.device)
 
@@ -146,9 +154,13 @@ class SupervisedLearner:
         return {name: value / count for name, value, count in pairs if count}
 
 
-def some_of(rows: Sequence[Any], most: int, *, seed: int) -> Sequence[Any]:
+def some_of(rows: Rows[Any], most: int, *, seed: int) -> Rows[Any]:
     """At most so many of the rows, in their order, the same ones for one seed."""
     if len(rows) <= most:
         return rows
-    chosen = np.random.default_rng(derive_seed(seed, "evaluation")).permutation(len(rows))[:most]
-    return [rows[i] for i in sorted(chosen)]
+    return rows.pick(np.sort(np.random.default_rng(derive_seed(seed, "evaluation")).permutation(len(rows))[:most]))
+
+
+def _sizes(rows: Rows[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What a micro-batch is planned by: the tokens of each row's longest sequence, and its sequences."""
+    return rows.column("longest"), rows.column("sequences_of")

@@ -98,6 +98,17 @@ def check_scorer(path: str, *, max_length: int) -> None:
         _check_length(config, origin, key="model.max_length", wanted=max_length)
 
 
+def check_judge(path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+    """ModelError unless `path` may hold a causal language model that reads questions and answers of `max_length` tokens."""
+    role = "judge"
+    config = read_config(path, role=role)
+    origin = f"the {role} {path}"
+    _causal(config, origin, role=role)
+    _check_config(config, path=path, role=role)
+    _check_length(config, origin, key="its max_length", wanted=max_length)
+    _check_tokens(config, tokenizer, origin)
+
+
 def positions(config: PretrainedConfig) -> int | None:
     """How many tokens a model reads; None where nothing limits it."""
     text = config.get_text_config(decoder=True)
@@ -201,13 +212,13 @@ def _check_scalar(
     return [] if told is None else [told]
 
 
-def _causal(config: PretrainedConfig, origin: str) -> type[PreTrainedModel]:
+def _causal(config: PretrainedConfig, origin: str, *, role: str = "policy") -> type[PreTrainedModel]:
     try:
         found = causal_class(config)
     except ModelError as error:
-        raise ModelError(f"{_named(origin)} cannot be a policy: {error}") from error
+        raise ModelError(f"{_named(origin)} cannot be a {role}: {error}") from error
     if getattr(config, "is_decoder", True) is False and "is_decoder" in {f.name for f in dataclasses.fields(config)}:
-        raise ModelError(f"{_named(origin)} is an encoder ({config.model_type}): a policy is a decoder.")
+        raise ModelError(f"{_named(origin)} is an encoder ({config.model_type}): a {role} is a decoder.")
     return found
 
 

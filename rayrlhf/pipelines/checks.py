@@ -2,7 +2,7 @@
 
 import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from rayrlhf.actors.cluster import (
     local_node,
     with_shares,
 )
-from rayrlhf.config import FunctionReward, HttpReward, MetricReward, RunConfig, Stage
+from rayrlhf.config import FunctionReward, HttpReward, JudgeReward, MetricReward, RunConfig, Stage
 from rayrlhf.errors import ConfigError, ResourceError
 from rayrlhf.models.checks import check_scorer
 from rayrlhf.models.load import check_loadable
@@ -26,6 +26,7 @@ from rayrlhf.pipelines.data_checks import DataCheck, FoundData
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
 from rayrlhf.pipelines.plan import Plan
+from rayrlhf.reward.chat_server import key_in
 from rayrlhf.reward.importable import check_importable
 from rayrlhf.reward.stats import load_stats
 
@@ -62,11 +63,7 @@ def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = Fa
     warnings = _check_rewards(config)
     report, config = _preflight(config)
     report.warnings.extend(warnings)
-    plan = Plan(
-        parameters=count_parameters(config.model),
-        device=report.device,
-        rows={stage: found.rows for stage, found in data.items()},
-    )
+    plan = replace(_plan(config, device=report.device), rows={stage: found.rows for stage, found in data.items()})
     return Checked(config=config, plan=plan, preflight=report, notes=notes, data=data)
 
 
@@ -147,7 +144,9 @@ def _check_rewards(config: RunConfig) -> list[str]:
             check_importable(term.target, timeout=config.scoring.start_timeout / 5)
         elif isinstance(term, MetricReward) and term.encoder is not None:
             check_loadable(term.encoder, role="encoder")
-        elif isinstance(term, HttpReward):
+        elif isinstance(term, HttpReward | JudgeReward):
+            if isinstance(term, JudgeReward) and term.key_env is not None and existing_address(config) is None:
+                key_in(term.key_env)
             warnings += [told for url in term.urls if (told := _unreachable(url)) is not None]
     if warnings and existing_address(config) is None:
         raise ResourceError(f"{warnings[0][0].upper()}{warnings[0][1:]}.")
@@ -170,6 +169,13 @@ def _unreachable(url: str) -> str | None:
     return None
 
 
+def _plan(config: RunConfig, *, device: str) -> Plan:
+    judges = [config.model.model_copy(update={"path": judge.path}) for judge in config.ppo.judges if judge.path]
+    return Plan(
+        parameters=count_parameters(config.model), judge_parameters=sum(map(count_parameters, judges)), device=device
+    )
+
+
 def _preflight(config: RunConfig) -> tuple[Preflight, RunConfig]:
     """What the machine or cluster lacks for this run, and the configuration with each role's share of it."""
     address = existing_address(config)
@@ -178,7 +184,7 @@ def _preflight(config: RunConfig) -> tuple[Preflight, RunConfig]:
     nodes = [local_node()] if address is None else cluster_nodes()
     device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
     check_engine_limits(config, device=device)
-    plan = Plan(parameters=count_parameters(config.model), device=device)
+    plan = _plan(config, device=device)
     output_dir = Path(config.output_dir)
     config = with_shares(config, nodes, device=device if config.device == "auto" else config.device)
     report = inspect(config, nodes, output_dir=output_dir, object_store_need=plan.object_store_bytes(config))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import load_preferences
+from rayrlhf.data.prepared import open_preferences
 from rayrlhf.errors import ConfigError
 from rayrlhf.files import write_json
 from rayrlhf.pipelines.folder import STAGE_OUTPUT
@@ -27,7 +27,7 @@ def learning_curve(
     """
     if not shares or not all(0.0 < share <= 1.0 for share in shares):
         raise ConfigError(f"The shares {', '.join(f'{share:g}' for share in shares)} must lie above 0 and up to 1.")
-    rows = len(load_preferences(config).train)
+    rows = len(open_preferences(config).train)
     points = []
     for share in sorted(set(shares)):
         root = _train(config, share, resume=resume, arguments=arguments)

@@ -1,27 +1,34 @@
 """The data of a run, read once before anything starts: a bad file is known now, and what was found in it is told."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.config import MetricReward, RunConfig, Stage
-from rayrlhf.data.bad_rows import BadRows
-from rayrlhf.data.dataset import load_demonstrations, load_preferences, load_prompts
-from rayrlhf.data.encoding import encode_preference, usable_rows
+from rayrlhf.config import JudgeReward, MetricReward, RunConfig, Stage
+from rayrlhf.config.data import Reading
+from rayrlhf.data.bad_rows import BadRows, tell
+from rayrlhf.data.encoding import encode_preference
 from rayrlhf.data.exchange import encode_exchange, encode_judged, encode_prompt
 from rayrlhf.data.fields import UnusableRowError
-from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
+from rayrlhf.data.prepared import Name, Source, open_source
+from rayrlhf.data.schema import Demonstration, Preference, PromptRow
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
 from rayrlhf.errors import DataError
 from rayrlhf.pipelines.prompts import load_prompt_set
+from rayrlhf.reward.questions import comparison_question
 from rayrlhf.reward.stats import reading_of
+from rayrlhf.rollout.chat import question_ids
 
 _SHOWN = 1000
 """Characters of an example in the terminal."""
 
 Record = Demonstration | Preference | PromptRow
+SOURCES: dict[Stage, Name] = {"sft": "demonstrations", "reward": "preferences", "ppo": "prompts"}
+"""What each stage learns from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +59,9 @@ class DataCheck:
 
     def run(self) -> dict[Stage, FoundData]:
         """Every stage's data, in order; DataError for the first that cannot be used."""
-        loaders: dict[Stage, Callable[[RunConfig], Split[Any]]] = {
-            "sft": load_demonstrations,
-            "reward": load_preferences,
-            "ppo": load_prompts,
-        }
         for stage in self.config.stages:
-            split = loaders[stage](self.config)
+            split = open_source(self.config, SOURCES[stage])
+            tell(split.bad)
             if stage == "ppo" and self.policy_dir is not None:
                 # Before anything is counted: a row that its tokenizer refuses is why there are too few.
                 load_prompt_set(self.config, policy_dir=self.policy_dir)
@@ -66,10 +69,11 @@ class DataCheck:
             if stage == "ppo":
                 _check_references(self.config, split)
                 self._check_readers(split)
+                self._check_judges(split)
             self.found[stage] = self._describe(stage, split)
         return self.found
 
-    def _demand_both_parts(self, stage: Stage, split: Split[Any]) -> None:
+    def _demand_both_parts(self, stage: Stage, split: Source[Any]) -> None:
         if split.train and split.heldout:
             return
         raise DataError(
@@ -77,27 +81,41 @@ class DataCheck:
             f"give more rows, or change data.heldout_fraction={self.config.data.heldout_fraction:g}."
         )
 
-    def _check_readers(self, prompts: Split[PromptRow]) -> None:
+    def _check_judges(self, prompts: Source[PromptRow]) -> None:
+        """DataError where too many of the prompts leave a judge no room for responses."""
+        for judge in self.config.ppo.judges:
+            if judge.path is None:
+                continue
+            check = partial(_check_room, judge, load_tokenizer(judge.path))
+            asked = (row for row in itertools.chain(prompts.train, prompts.heldout) if row.scored_by(judge.called))
+            self._check_each(asked, check, f"the prompts, as the judge {judge.path} reads them,")
+
+    def _check_readers(self, prompts: Source[PromptRow]) -> None:
         """DataError where a reward model that is there already cannot read too many of the prompts."""
-        rows = [*prompts.train, *prompts.heldout]
-        if all(isinstance(row.prompt, str) for row in rows):
+        if not prompts.chats:
             return
         for path in [term.path for term in self.config.ppo.reward_models if term.path is not None]:
-            tokenizer, reading = load_tokenizer(path), reading_of(path)
-            bad = BadRows(
-                what=f"the prompts, as {path} reads them,", allowed=self.config.data.max_bad_rows, total=len(rows)
-            )
-            usable_rows(rows, lambda row: encode_judged(tokenizer, row.prompt, ["a"], reading=reading), bad)  # noqa: B023
-            bad.tell()
+            check = partial(_check_reading, load_tokenizer(path), reading_of(path))
+            rows = itertools.chain(prompts.train, prompts.heldout)
+            self._check_each(rows, check, f"the prompts, as {path} reads them,")
 
-    def _describe(self, stage: Stage, split: Split[Any]) -> FoundData:
+    def _check_each(self, rows: Iterable[PromptRow], check: Callable[[PromptRow], None], what: str) -> None:
+        bad = BadRows(what=what, allowed=self.config.data.max_bad_rows)
+        for number, row in enumerate(rows):
+            bad.total = number + 1
+            try:
+                check(row)
+            except UnusableRowError as reason:
+                bad.add(row.origin or f"row {number}", str(reason))
+        bad.tell()
+
+    def _describe(self, stage: Stage, split: Source[Any]) -> FoundData:
         if not split.told:
             return FoundData(rows=len(split.train), told=[])
         path = self._tokenizer_path(stage)
         tokenizer = None if path is None else load_tokenizer(path)
         told = [f"data for {stage}: {split.told[0]}", *split.told[1:]]
-        plain = all(isinstance(row.prompt, str) for row in split.train) and any(row.prompt for row in split.train)
-        if plain and tokenizer is not None and tokenizer.chat_template is not None:
+        if split.prompted and not split.chats and tokenizer is not None and tokenizer.chat_template is not None:
             told.append(_of_plain_prompts(self.config, str(path)))
         example = self._example(split.train, tokenizer)
         return FoundData(rows=len(split.train), told=told, example=example)
@@ -115,6 +133,20 @@ class DataCheck:
             except UnusableRowError:
                 continue  # counted when all are encoded
         return ""
+
+
+def _check_reading(tokenizer: PreTrainedTokenizerBase, reading: Reading, row: PromptRow) -> None:
+    encode_judged(tokenizer, row.prompt, ["a"], reading=reading)
+
+
+def _check_room(judge: JudgeReward, tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> None:
+    question = comparison_question(judge.principles, row.prompt, "", "", judge.verdict)
+    tokens = len(question_ids(tokenizer, question))
+    if tokens >= judge.max_length:
+        raise UnusableRowError(
+            f"principles and prompt have {tokens} tokens and max_length={judge.max_length} of the judge leaves no room for "
+            f"responses"
+        )
 
 
 def _of_plain_prompts(config: RunConfig, path: str) -> str:
@@ -142,20 +174,26 @@ def _as_tokens(row: Record, tokenizer: PreTrainedTokenizerBase, config: RunConfi
     return ids_as_text(tokenizer, [*prompt, *response])
 
 
-def _check_references(config: RunConfig, prompts: Split[PromptRow]) -> None:
+def _check_references(config: RunConfig, prompts: Source[PromptRow]) -> None:
     metrics = [term for term in config.ppo.rewards if isinstance(term, MetricReward)]
-    without = [row for row in (*prompts.train, *prompts.heldout) if row.reference is None]
-    lacking = next(((term, row) for term in metrics for row in without if row.scored_by(term.called)), None)
+    if not metrics and not config.ppo.watch:
+        return
+
+    def without() -> Iterator[PromptRow]:
+        return (row for row in itertools.chain(prompts.train, prompts.heldout) if row.reference is None)
+
+    lacking = next(((term, row) for term in metrics for row in without() if row.scored_by(term.called)), None)
     if lacking is not None:
         metric, row = lacking
         key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
         raise DataError(
             f"The reward {metric.name} compares with a reference and {row.origin or 'a prompt'} has none: give {key}."
         )
-    if config.ppo.watch and without:
+    unwatched = next(without(), None) if config.ppo.watch else None
+    if unwatched is not None:
         key = "a task whose prompts have one" if config.data.prompts is None else _reference_key(config)
         raise DataError(
-            f"ppo.watch={config.ppo.watch} compares with a reference and {without[0].origin or 'a prompt'} has none: give {key}."
+            f"ppo.watch={config.ppo.watch} compares with a reference and {unwatched.origin or 'a prompt'} has none: give {key}."
         )
 
 

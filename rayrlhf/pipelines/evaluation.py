@@ -1,5 +1,7 @@
 """Held-out prompts, answered by the current policy and scored: what the guard, the summary and the report go by."""
 
+from collections.abc import Sequence
+
 from rayrlhf.actors.calls import repeated_when_lost, together
 from rayrlhf.actors.rollout import RolloutPool
 from rayrlhf.actors.scoring import ScoringPool
@@ -16,7 +18,7 @@ class Evaluator:
     """Asks the pools for answers to the held-out prompts."""
 
     def __init__(
-        self, context: RunContext, heldout: list[Prompt], *, rollout: RolloutPool, scoring: ScoringPool
+        self, context: RunContext, heldout: Sequence[Prompt], *, rollout: RolloutPool, scoring: ScoringPool
     ) -> None:
         self._context = context
         self._settings = context.config.ppo

@@ -5,6 +5,8 @@ are held against the learner, and the second again once an update has changed th
 take over cannot show before.
 """
 
+from collections.abc import Sequence
+
 from rayrlhf.actors.calls import repeated_when_lost
 from rayrlhf.actors.rollout import Probe, RolloutPool
 from rayrlhf.errors import WeightSyncError
@@ -16,7 +18,7 @@ from rayrlhf.rollout.parity import Origin, check_parity, parity_thresholds
 from rayrlhf.types import PolicyVersion, Prompt
 
 
-def probe_of(context: RunContext, prompts: list[Prompt]) -> Probe:
+def probe_of(context: RunContext, prompts: Sequence[Prompt]) -> Probe:
     """What a worker that joins is held against the others with: three held-out prompts, and the gate's bound."""
     config = context.config
     dtype = resolve_dtype_name(config.rollout.dtype, context.device)
@@ -28,7 +30,7 @@ def probe_of(context: RunContext, prompts: list[Prompt]) -> Probe:
 class ParityGate:
     """Compares engines and learner on fixed prompts; ParityError stops the run."""
 
-    def __init__(self, context: RunContext, rollout: RolloutPool, learner: Trainer, prompts: list[Prompt]) -> None:
+    def __init__(self, context: RunContext, rollout: RolloutPool, learner: Trainer, prompts: Sequence[Prompt]) -> None:
         config = context.config
         self._config = config
         self._rollout = rollout

@@ -2,15 +2,17 @@
 
 from transformers import AutoConfig, PretrainedConfig
 
-from rayrlhf.config import RunConfig
+from rayrlhf.config import JudgeReward, RunConfig
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import ModelError
-from rayrlhf.models.checks import check_backbone, check_init, check_policy, check_scorer
+from rayrlhf.models.checks import check_backbone, check_init, check_judge, check_policy, check_scorer
 from rayrlhf.models.classes import decoder_config
 from rayrlhf.models.device import resolve_dtype_name
 from rayrlhf.models.load import check_model_dir, check_reward_model, read_config, reason_of
 from rayrlhf.reward.model import members_and_heads
+from rayrlhf.reward.questions import OPTIONS
 from rayrlhf.reward.verify import template_fault
+from rayrlhf.rollout.chat import answer_tokens
 from rayrlhf.rollout.limits import check_engine
 
 
@@ -38,6 +40,13 @@ def check_models(config: RunConfig) -> list[str]:
             notes.append(f"The reward model on {base} will not pass verify: {fault}.")
     for path in _scorers(config):
         check_scorer(path, max_length=config.model.max_length)
+    for judge, path in _judges(config):
+        check_model_dir(path, role="judge")
+        tokenizer = load_tokenizer(path)
+        check_judge(path, tokenizer, max_length=judge.max_length)
+        if judge.verdict == "logprobs":
+            for option in OPTIONS:
+                answer_tokens(tokenizer, option)
     return list(dict.fromkeys(notes))
 
 
@@ -48,6 +57,10 @@ def check_engine_limits(config: RunConfig, *, device: str) -> None:
         device = device if config.device == "auto" else config.device
         dtype = resolve_dtype_name(config.rollout.dtype, device)
         check_engine(policy_config(config), origin=origin, device=device, dtype=dtype)
+        for _, path in _judges(config):
+            dtype = resolve_dtype_name(config.scoring.dtype, device)
+            judge = read_config(path, role="judge")
+            check_engine(judge, origin=f"the judge {path}", device=device, dtype=dtype, trained=False)
 
 
 def policy_config(config: RunConfig) -> PretrainedConfig:
@@ -73,6 +86,12 @@ def _check_trained(config: RunConfig, base: str) -> None:
             f"The reward model {base} has {found[0]} members of {found[1]} heads, and reward.keep_head=true asks to go on "
             f"from {asked[0]} of {asked[1]} (reward.members, reward.heads)."
         )
+
+
+def _judges(config: RunConfig) -> list[tuple[JudgeReward, str]]:
+    """The judges that run in the scoring workers, with their paths."""
+    judges = config.ppo.judges if "ppo" in config.stages else []
+    return [(judge, judge.path) for judge in judges if judge.path is not None]
 
 
 def _scorers(config: RunConfig) -> list[str]:

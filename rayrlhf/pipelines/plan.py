@@ -17,6 +17,8 @@ class Plan:
 
     parameters: int
     """Of the policy; a critic and a reward model are of nearly the same size."""
+    judge_parameters: int = 0
+    """Of the models that compare responses in the scoring workers."""
     device: str
     rows: Mapping[Stage, int] = field(default_factory=dict)
     """Rows each stage trains on, where they have been read."""
@@ -27,9 +29,11 @@ class Plan:
         return models * 16 * self.parameters
 
     def frozen_bytes(self, config: RunConfig) -> int:
-        """The reference, the reward models among the rewards, and the guard's."""
-        judges = sum(config.reward.members if model.path is None else 1 for model in config.ppo.reward_models)
-        return (1 + judges + (config.ppo.guard.judge is not None)) * self._weight_bytes * self.parameters
+        """The reference, the reward models among the rewards, the guard's, and judges with their key-value caches."""
+        models = sum(config.reward.members if model.path is None else 1 for model in config.ppo.reward_models)
+        frozen = (1 + models + (config.ppo.guard.judge is not None)) * self.parameters + self.judge_parameters
+        caches = sum(judge.kv_cache_gib for judge in config.ppo.judges if judge.path is not None)
+        return frozen * self._weight_bytes + int(caches * GIB)
 
     @property
     def version_bytes(self) -> int:

@@ -31,7 +31,7 @@ from rayrlhf.pipelines.swapping import RewardSwap
 from rayrlhf.pipelines.trainer import Trainer
 from rayrlhf.telemetry.console import Progress, evaluation_line
 from rayrlhf.telemetry.events import Event
-from rayrlhf.telemetry.wording import nothing_to_learn
+from rayrlhf.telemetry.wording import nothing_to_learn, position_bias
 
 
 class PPOStage:
@@ -92,7 +92,7 @@ class PPOStage:
         """When the row before was made, by the loop's clock."""
         self._checkpoint_seconds: float | None = None
         """What a checkpoint has taken since then."""
-        self._warned = False
+        self._warned: set[str] = set()
 
     async def run(self) -> dict[str, Any]:
         """Train to the last update and export; returns the stage's part of the summary."""
@@ -186,7 +186,8 @@ class PPOStage:
     async def _after(self, update: Update) -> bool:
         """Check, evaluate, save and tell, as it is due; whether training goes on."""
         version, last, metrics = update.step + 1, self._config.ppo.updates, update.metrics
-        self._warn_once(nothing_to_learn(metrics, self._config.ppo.advantage, update=version))
+        self._warn_once("advantage", nothing_to_learn(metrics, self._config.ppo.advantage, update=version))
+        self._warn_once("judge", position_bias(metrics, update=version))
         if self._gate.due(version):
             metrics |= await self._gate.check(version, origin="updated")
         # Absent where no token of the batch is of the learner's own version: then only the gate has measured.
@@ -276,9 +277,9 @@ class PPOStage:
         }
         return self._loop.ledger.metrics() | own | checkpoint
 
-    def _warn_once(self, warning: str | None) -> None:
-        if warning is not None and not self._warned:
-            self._warned = True
+    def _warn_once(self, of: str, warning: str | None) -> None:
+        if warning is not None and of not in self._warned:
+            self._warned.add(of)
             self._context.console.warn(warning)
 
     def _restarts(self) -> dict[str, int]:

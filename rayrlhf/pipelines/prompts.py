@@ -7,11 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import load_prompts, task_best_gold
-from rayrlhf.data.encoding import tokenize_both, tokenize_prompts
+from rayrlhf.data.bad_rows import tell
+from rayrlhf.data.dataset import task_best_gold
+from rayrlhf.data.encoded import encoded_prompts
 from rayrlhf.data.exchange import end_of_turn
 from rayrlhf.data.prompts import PromptStream
-from rayrlhf.data.schema import PromptRow, Split
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import DataError
 from rayrlhf.models.load import end_token_ids
@@ -22,8 +22,8 @@ from rayrlhf.types import Group, GroupId, Prompt, RolloutRequest, SampleId
 class PromptSet:
     """Tokenized prompts to train on and to evaluate on, and how responses to them end."""
 
-    train: list[Prompt]
-    heldout: list[Prompt]
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
     eos_token_ids: list[int]
     gold_best: float | None
     """Mean of the best attainable gold reward over the prompts of an evaluation."""
@@ -68,9 +68,9 @@ def fixed_groups(seed: int, purpose: str, prompts: Sequence[Prompt], *, size: in
 def load_prompt_set(config: RunConfig, *, policy_dir: str) -> PromptSet:
     """Load and tokenize the prompts with the policy's tokenizer."""
     tokenizer = load_tokenizer(policy_dir)
-    split = load_prompts(config)
-    tokenized = tokenize_both(tokenize_prompts, split, tokenizer, config)
-    train, heldout = tokenized.train, tokenized.heldout
+    encoded = encoded_prompts(config, policy_dir)
+    tell(encoded.told)
+    train, heldout = encoded.train, encoded.heldout
     if len(train) < config.ppo.prompts_per_step:
         raise DataError(
             f"The prompts hold {len(train)} usable rows and ppo.prompts_per_step={config.ppo.prompts_per_step} asks for more."
@@ -81,13 +81,14 @@ def load_prompt_set(config: RunConfig, *, policy_dir: str) -> PromptSet:
     return PromptSet(
         train=train,
         heldout=heldout,
-        eos_token_ids=sorted({*end_token_ids(policy_dir, tokenizer), *_turn_ends(split, tokenizer, config)}),
+        eos_token_ids=sorted(
+            {*end_token_ids(policy_dir, tokenizer), *_turn_ends(encoded.source.chats, tokenizer, config)}
+        ),
         gold_best=task_best_gold(config, [prompt.text for prompt in judged]),
     )
 
 
-def _turn_ends(split: Split[PromptRow], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[int]:
+def _turn_ends(conversations: bool, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[int]:
     """What ends a response to a conversation in the chat template, where the prompts are conversations."""
-    chats = config.data.plain_prompts == "chat" or any(isinstance(row.prompt, list) for row in split.train)
-    end = end_of_turn(tokenizer) if chats else None
+    end = end_of_turn(tokenizer) if conversations or config.data.plain_prompts == "chat" else None
     return [] if end is None else [end]

@@ -13,11 +13,12 @@ from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RunConfig
 from rayrlhf.config.load import load_config
 from rayrlhf.data.bad_rows import BadRows
-from rayrlhf.data.dataset import load_preferences, load_prompts
+from rayrlhf.data.cache import cache_folder
 from rayrlhf.data.encoding import usable_rows
 from rayrlhf.data.exchange import encode_prompt
 from rayrlhf.data.on_policy import pair_up, read_answers
 from rayrlhf.data.preference_exports import own_row
+from rayrlhf.data.prepared import Source, open_preferences, open_prompts
 from rayrlhf.data.schema import Preference, PromptText, Split
 from rayrlhf.data.splitting import split_by_prompt
 from rayrlhf.data.teaching import teaching
@@ -117,17 +118,17 @@ def _base(config: RunConfig) -> str:
     return given[0]
 
 
-def _home(config: RunConfig) -> Split[Preference] | None:
+def _home(config: RunConfig) -> Source[Preference] | None:
     """What the reward model was trained on and judged by; None where that cannot be read."""
     try:
-        return load_preferences(config)
+        return open_preferences(config)
     except DataError as error:
         Console().warn(f"The preferences of before are not read: {error} None of them is mixed in.")
         return None
 
 
 def _prepare(
-    config: RunConfig, base: str, home: Split[Preference] | None, asked: Refresh, overrides: Sequence[str]
+    config: RunConfig, base: str, home: Source[Preference] | None, asked: Refresh, overrides: Sequence[str]
 ) -> RunConfig:
     """Draw and label the pairs, put them and those of before into a file, and the configuration that trains on them."""
     folder = RunFolder(config)
@@ -140,7 +141,7 @@ def _prepare(
     drawn.demand_labels(labeller.name, allowed=config.ppo.max_missing)
     teaching(drawn.preferences, config.reward.loss, what="pairs of the policy's own responses")
     data = folder.root / _NAME / _PAIRS_FILE
-    settings = _settings(base, data, asked)
+    settings = _settings(config, base, data, asked)
     refreshed = _refreshed(folder.root, [*settings, *overrides])
     split = split_by_prompt(drawn.preferences, refreshed)
     _demand(split, drawn)
@@ -170,12 +171,13 @@ def _prepare(
     return refreshed
 
 
-def _settings(base: str, data: Path, asked: Refresh) -> list[str]:
+def _settings(config: RunConfig, base: str, data: Path, asked: Refresh) -> list[str]:
     """What the run that trains on has otherwise than the one whose reward model it is."""
     members, heads = members_and_heads(base)
     tree = {
         "stages": ["reward"],
         "data.task": None,
+        "data.cache": str(cache_folder(config).absolute()),
         "data.preferences": {"path": str(data), "format": "preferences"},
         "data.heldout_fraction": asked.heldout,
         "reward.base": base,
@@ -205,7 +207,7 @@ def _prompts(config: RunConfig) -> dict[str, PromptText]:
     if policy is None:
         raise ConfigError(f"{folder.root} has no policy that read its prompts: neither sft/ nor model.path is there.")
     tokenizer, reading = load_tokenizer(policy), config.data.reading
-    split = load_prompts(config)
+    split = open_prompts(config)
     rows = [*split.train, *split.heldout]
     bad = BadRows(what="the prompts", allowed=1.0, total=len(rows))  # settled when the run began
     read = usable_rows(rows, lambda row: encode_prompt(tokenizer, row.prompt, reading=reading), bad)
@@ -227,7 +229,7 @@ def _demand(split: Split[Preference], drawn: Drawn) -> None:
 
 
 def _mixed(
-    split: Split[Preference], home: Split[Preference] | None, replay: float, config: RunConfig
+    split: Split[Preference], home: Source[Preference] | None, replay: float, config: RunConfig
 ) -> Split[Preference]:
     """With preferences of before, so many a pair: those that teach again were trained on, those that judge were held out."""
 
@@ -246,14 +248,14 @@ def _mixed(
     )
 
 
-def _judge(folder: Path, refreshed: RunConfig, home: Split[Preference] | None) -> dict[str, Any]:
+def _judge(folder: Path, refreshed: RunConfig, home: Source[Preference] | None) -> dict[str, Any]:
     """What refresh.json holds."""
     base = str(refreshed.reward.base)
     model = folder / _NAME / STAGE_OUTPUT["reward"]
     device = "cuda" if torch.cuda.is_available() and refreshed.device != "cpu" else "cpu"
     account = json.loads((folder / _NAME / _ACCOUNT_FILE).read_text())
     names = [one["name"] for one in account["bins"]]
-    own = [row for row in load_preferences(refreshed).heldout if row.subset != _REPLAYED]
+    own = [row for row in open_preferences(refreshed).heldout if row.subset != _REPLAYED]
     sides: dict[str, dict[str, Any]] = {}
     for when, directory in (("before", base), ("after", str(model))):
         scorer = RewardModel(

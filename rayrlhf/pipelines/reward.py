@@ -14,13 +14,14 @@ from rayrlhf.actors.calls import resolve, together
 from rayrlhf.actors.cluster import cluster_nodes, room_for
 from rayrlhf.actors.placement import actor_options
 from rayrlhf.config import LearnerConfig, RunConfig
+from rayrlhf.data.encoded import encoded_preferences
 from rayrlhf.errors import ConfigError
 from rayrlhf.learner.build import build_reward
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import tracks
-from rayrlhf.pipelines.supervised import Trained, base_directory, train
+from rayrlhf.pipelines.supervised import Trained, base_directory, encode_first, train
 from rayrlhf.reward.model import member_directory
 from rayrlhf.reward.package import package
 
@@ -33,6 +34,7 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
     config, folder = context.config, context.folder
     started = time.monotonic()
     base_dir = await _backbone(context)
+    await encode_first(context, encoded_preferences, base_dir)
     names = tracks(config, "reward")
     nodes = cluster_nodes()
     fitting = room_for(config.learner, nodes, device=context.device, processes=config.learner.processes)
@@ -71,8 +73,8 @@ def threads_of_each(learner: LearnerConfig, cores: float) -> int:
 
 
 def _build(config: RunConfig, ranks: Ranks, *, base_dir: str, member: int) -> SupervisedLearner:
-    own = member_directory(base_dir, member) if config.reward.keep_head else base_dir
-    return build_reward(config, base_dir=own, ranks=ranks, member=member)
+    trained = member_directory(base_dir, member) if config.reward.keep_head else None
+    return build_reward(config, base_dir=base_dir, ranks=ranks, member=member, trained=trained)
 
 
 async def _backbone(context: RunContext) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rayrlhf.actors.placement import QUIET
 from rayrlhf.actors.pool import PAUSE_SECONDS, nodes_changed
 from rayrlhf.actors.replica import RestartBudget
 from rayrlhf.config import RunConfig, SupervisedConfig
+from rayrlhf.data.bad_rows import tell
+from rayrlhf.data.encoded import Encoded, encoded_demonstrations
 from rayrlhf.errors import StoppedError
 from rayrlhf.learner.base import prepare_base
 from rayrlhf.learner.build import build_sft
@@ -38,6 +41,7 @@ async def run_sft(context: RunContext) -> dict[str, Any]:
     """Supervised fine-tuning, its model exported; the stage's part of the summary."""
     started = time.monotonic()
     base_dir = await base_directory(context)
+    await encode_first(context, encoded_demonstrations, base_dir)
 
     def build(config: RunConfig, ranks: Ranks) -> SupervisedLearner:
         return build_sft(config, base_dir=base_dir, ranks=ranks)
@@ -89,6 +93,20 @@ async def train(
             if await nodes_changed(pause):
                 budget.forgive()
             pause *= 2.0
+
+
+async def encode_first(
+    context: RunContext, encode: Callable[[RunConfig, str], Encoded[Any]], tokenizer_dir: str
+) -> None:
+    """Have a stage's data encoded before its learner starts, out of this process; what was met on the way is told."""
+    config = context.config
+    work = ray.remote(_encode).options(num_cpus=0, max_retries=0, runtime_env={"env_vars": QUIET})
+    task = work.remote(encode, config, tokenizer_dir)
+    tell(await resolve(task, what="the data to be encoded", timeout=config.data.prepare_timeout))
+
+
+def _encode(encode: Callable[[RunConfig, str], Encoded[Any]], config: RunConfig, tokenizer_dir: str) -> tuple[str, ...]:
+    return encode(config, tokenizer_dir).told
 
 
 async def base_directory(context: RunContext) -> str:

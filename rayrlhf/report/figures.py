@@ -89,6 +89,16 @@ def update_figures(record: RunRecord) -> list[Drawn]:
             [_panel(record, "ppo", told, (watch_metric(name), "held-out", VIOLET)) for name, told in WATCHED.items()],
         ),
         (
+            "Judge",
+            "Probability that the response shown first is better less a half, share of comparisons whose winner changes with "
+            "the order, and share without a result.",
+            [
+                _panel(record, "ppo", "bias", ("reward/position_bias", "training", GOLD), level=(0.0, "none")),
+                _panel(record, "ppo", "flipped", ("reward/position_flips", "training", GOLD), floor=0.0),
+                _panel(record, "ppo", "unread", ("reward/comparisons_unread", "training", GREY), floor=0.0),
+            ],
+        ),
+        (
             "Size of the updates",
             "Entropy of the policy, KL from the old to the new policy in one update, share of clipped tokens.",
             [

@@ -1,25 +1,14 @@
 """Rewards by a server."""
 
-import itertools
-import json
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
-from urllib3.util import Retry
 
 from rayrlhf.config import HttpReward
 from rayrlhf.data.tokenizer import exchange_as_text, prompt_as_text
 from rayrlhf.reward.real_number import finite_number, show
+from rayrlhf.reward.servers import Servers
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
-
-_TRANSIENT = (429, 500, 502, 503, 504)
-_FIRST_PAUSE = 0.2
-_PIECE = 65536
+from rayrlhf.types import Unanswered
 
 
 class HttpTerm:
@@ -30,71 +19,40 @@ class HttpTerm:
 
     def __init__(self, settings: HttpReward) -> None:
         self._settings = settings
-        retry = Retry(
-            total=settings.retries,
-            read=False,  # a request that was sent may be at work still
-            other=False,
-            backoff_factor=_FIRST_PAUSE,
-            status_forcelist=_TRANSIENT,
-            allowed_methods=None,
-            respect_retry_after_header=False,  # a server may not decide how long this run waits
-            raise_on_status=False,
-        )
-        self._session = requests.Session()
-        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=settings.concurrency)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, adapter)
+        self._servers = Servers(settings)
+        self._path = "/get_reward" if settings.api == "openrlhf" else "/classify"
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TermScore]:
         """Every batch at once, at most `concurrency` of them in flight."""
         size = self._settings.batch
         batches = [requests[start : start + size] for start in range(0, len(requests), size)]
-        servers = itertools.cycle(self._settings.urls)
-        with ThreadPoolExecutor(self._settings.concurrency) as threads:
-            answers = threads.map(self._one, batches, [next(servers) for _ in batches])
-            return [score for answer in answers for score in answer]
+        answers = self._servers.ask(self._path, [self._body(batch) for batch in batches], self._values, what="scores")
+        return [score for pair in zip(batches, answers, strict=True) for score in _scores(*pair)]
 
-    def _one(self, batch: Sequence[ScoreRequest], server: str) -> list[TermScore]:
-        path, body = self._request(batch)
-        url = server.rstrip("/") + path
-        started = time.monotonic()
-        try:
-            with self._session.post(url, json=body, timeout=self._settings.timeout, stream=True) as answer:
-                if not answer.ok:
-                    return [missing(f"{url} answered with status {answer.status_code}")] * len(batch)
-                values = self._values(json.loads(self._body(answer)))
-        except (requests.RequestException, HTTPError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            seconds = time.monotonic() - started
-            return [missing(f"{url} gave no scores ({type(error).__name__} after {seconds:.1f} s)")] * len(batch)
-        if len(values) != len(batch):
-            return [missing(f"{url} gave {len(values)} scores for {len(batch)} responses")] * len(batch)
-        return [_as_score(value, url) for value in values]
-
-    def _body(self, answer: requests.Response) -> bytes:
-        """The whole answer; TimeoutError for one that is not there in time, also where it comes drop by drop."""
-        deadline = time.monotonic() + self._settings.timeout - answer.elapsed.total_seconds()
-        body = bytearray()
-        while piece := answer.raw.read1(_PIECE, decode_content=True):
-            body += piece
-            if time.monotonic() > deadline:
-                raise TimeoutError
-        return bytes(body)
-
-    def _request(self, batch: Sequence[ScoreRequest]) -> tuple[str, dict[str, Any]]:
+    def _body(self, batch: Sequence[ScoreRequest]) -> dict[str, Any]:
         prompts = [prompt_as_text(request.prompt) for request in batch]
         texts = [exchange_as_text(request.prompt, request.response) for request in batch]
         if self._settings.api == "openrlhf":
             labels = [request.reference or "" for request in batch]
-            return "/get_reward", {"query": texts, "prompts": prompts, "labels": labels}
+            return {"query": texts, "prompts": prompts, "labels": labels}
         # Without this vLLM squashes a single score with a sigmoid; servers before 0.11.2 know it by its second name.
         raw = {"use_activation": False, "activation": False}
-        return "/classify", {"model": self._settings.model, "input": texts, **raw}
+        return {"model": self._settings.model, "input": texts, **raw}
 
-    def _values(self, answer: dict[str, Any]) -> list[Any]:
+    def _values(self, answer: dict[str, Any], url: str) -> tuple[str, list[Any]]:
         if self._settings.api == "openrlhf":
-            return list(answer["rewards"])
+            return url, list(answer["rewards"])
         rows = sorted(answer["data"], key=lambda row: row["index"])
-        return [row["probs"][0] for row in rows]
+        return url, [row["probs"][0] for row in rows]
+
+
+def _scores(batch: Sequence[ScoreRequest], answer: tuple[str, list[Any]] | Unanswered) -> list[TermScore]:
+    if isinstance(answer, Unanswered):
+        return [missing(answer.reason)] * len(batch)
+    url, values = answer
+    if len(values) != len(batch):
+        return [missing(f"{url} gave {len(values)} scores for {len(batch)} responses")] * len(batch)
+    return [_as_score(value, url) for value in values]
 
 
 def _as_score(value: Any, url: str) -> TermScore:

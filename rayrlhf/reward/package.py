@@ -8,7 +8,7 @@ import numpy as np
 
 from rayrlhf.algorithms.preference_metrics import fit_temperature, length_slope
 from rayrlhf.config import RunConfig
-from rayrlhf.data.dataset import load_preferences
+from rayrlhf.data.prepared import open_preferences
 from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import ModelError
 from rayrlhf.reward.judge import ScoredPreferences, judge, pairs_of, save_judged, score_preferences
@@ -27,7 +27,7 @@ def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]
         micro_batch_tokens=config.scoring.micro_batch_tokens,
         reading=config.data.reading,
     )
-    heldout = load_preferences(config).heldout
+    heldout = open_preferences(config).heldout
     max_length = config.reward_max_length
     cut = config.reward.overlong == "cut"
     # How many of the whole may be bad was settled when training began.

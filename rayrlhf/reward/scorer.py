@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -180,12 +182,14 @@ class TrajectoryScorer:
             raise ModelError(f"The reference policy gave sample {trajectory.sample_id} log-probs that are not finite.")
         values = [(own, score.value) for own, score in scores if score.value is not None]
         spreads = [score.spread for _, score in scores if score.spread is not None]
+        compared = [score.comparisons for _, score in scores if score.comparisons is not None]
         return ScoredTrajectory(
             trajectory=trajectory,
             reward_version=self._version,
             score=sum(own.weight * (value - own.mean) / own.std for own, value in values),
             terms={own.name: value for own, value in values},
             spread=max(spreads) if spreads else None,
+            comparisons=reduce(add, compared) if compared else None,
             ref_logprobs=ref_logprobs,
             prompt_text=ids_as_text(self._tokenizer, trajectory.prompt_ids),
             response_text=request.response,

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from rayrlhf.data.schema import PromptText
+from rayrlhf.types import Comparisons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class TermScore:
     """None where the score could not be had: it is missing, never zero."""
     spread: float | None = None
     """Standard deviation over an ensemble's members."""
+    comparisons: Comparisons | None = None
+    """A judge's, that the value comes from."""
     reason: str = ""
     """Why the value is missing."""
 

@@ -1,23 +1,20 @@
 """One vLLM engine in this process: draws responses, and follows the learner's versions."""
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from transformers import AutoConfig
 
 from rayrlhf.algorithms.seeds import derive_seed
 from rayrlhf.config import RolloutConfig, SamplingConfig
-from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, WeightSyncError
+from rayrlhf.errors import ConfigError, DataError, ModelError, WeightSyncError
 from rayrlhf.models.device import resolve_dtype_name
-from rayrlhf.rollout.environment import engine_environment, runs_eagerly
+from rayrlhf.rollout.environment import enter_engine_process, runs_eagerly
 from rayrlhf.rollout.limits import keeps_states
-from rayrlhf.rollout.wording import reason_of
+from rayrlhf.rollout.wording import VLLM_ERRORS, reason_of
 from rayrlhf.types import (
     Begun,
     PolicyVersion,
@@ -36,8 +33,6 @@ TRANSFER_BACKEND = "object_store"
 TEMPERATURES = (0.01, 2.0)
 """What vLLM samples at; it would raise a lower temperature in silence, and engine and learner would part."""
 SHUT_DOWN = "it was shut down"
-_VLLM_ERRORS = (ValueError, OSError, RuntimeError, AttributeError, KeyError, TypeError, AssertionError)
-"""What vLLM raises; the last four where it reads an architecture otherwise than transformers wrote it."""
 
 
 class RolloutEngine:
@@ -177,7 +172,7 @@ class RolloutEngine:
             self._llm.finish_weight_update()
         except WeightSyncError:
             raise
-        except _VLLM_ERRORS as error:
+        except VLLM_ERRORS as error:
             raise WeightSyncError(f"vLLM could not take over version {manifest.version}: {reason_of(error)}") from error
         if (recompute or not self._requests) and not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(
@@ -289,23 +284,10 @@ def _keeps_states(model_dir: str) -> bool:
 
 
 def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: str, seed: int) -> "LLM":
-    for name, value in engine_environment(rollout, device=device).items():
-        os.environ.setdefault(name, value)
-    # Buckets pass by reference, which takes an engine core in this process whatever the environment says.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # The last chance: an in-process CPU engine makes later calls do nothing.
-    torch.set_num_threads(rollout.compute_threads)
-    # It tells every process of a CPU machine that there are no kernels for GPUs.
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    enter_engine_process(rollout, device=device)
     from vllm import LLM
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-    from vllm.platforms import current_platform
 
-    if current_platform.device_type != device:
-        raise ResourceError(
-            f"The rollout engine is to run on {device}, but the installed vLLM runs on {current_platform.device_type}; "
-            f"install the package's {'gpu' if device == 'cuda' else 'cpu'} extra or set device."
-        )
     if TRANSFER_BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(TRANSFER_BACKEND, "rayrlhf.rollout.transfer", "ObjectStoreTransfer")
     try:
@@ -329,7 +311,7 @@ def _start(model_dir: str, rollout: RolloutConfig, *, max_length: int, device: s
             kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if device == "cpu" else None,
             use_tqdm_on_load=False,
         )
-    except _VLLM_ERRORS as error:
+    except VLLM_ERRORS as error:
         raise ModelError(
             f"vLLM does not start on the policy in {model_dir} with model.max_length={max_length} and "
             f"rollout.kv_cache_gib={rollout.kv_cache_gib}: {reason_of(error)}"

@@ -55,15 +55,18 @@ _STATE_FIELDS = ("mamba_d_state", "mamba_expand", "ssm_state_size", "state_size"
 _STATE_LAYERS = frozenset({"mamba", "mamba2", "linear_attention", "conv", "recurrent"})
 
 
-def check_engine(config: PretrainedConfig, *, origin: str, device: str, dtype: str = "float32") -> None:
-    """ModelError where vLLM has no model for this configuration, no kernel for it on `device`, or takes no new weights."""
+def check_engine(
+    config: PretrainedConfig, *, origin: str, device: str, dtype: str = "float32", trained: bool = True
+) -> None:
+    """ModelError where vLLM has no model for this configuration, no kernel for it on `device`, or, where it is to be
+    `trained`, takes no new weights."""
     text = config.get_text_config(decoder=True)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if causal is not None and not _served(causal):
         raise ModelError(
             f"vLLM has no model for {causal.__name__}, the architecture of {origin}: choose another model."
         )
-    if text.model_type in _TAKES_NO_WEIGHTS:
+    if trained and text.model_type in _TAKES_NO_WEIGHTS:
         raise ModelError(
             f"vLLM's model of type {text.model_type}, that of {origin}, takes no new weights while it runs, so that it "
             f"cannot be trained here: choose another model."

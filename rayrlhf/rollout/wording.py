@@ -4,6 +4,9 @@ from pydantic import ValidationError
 
 from rayrlhf.errors import in_one_line
 
+VLLM_ERRORS = (ValueError, OSError, RuntimeError, AttributeError, KeyError, TypeError, AssertionError)
+"""What vLLM raises; the last four where it reads an architecture otherwise than transformers wrote it."""
+
 
 def reason_of(error: Exception) -> str:
     """The whole reason of an error, in one line, with one full stop; of a pydantic report its first finding."""

@@ -75,6 +75,14 @@ METRICS: dict[str, Metric] = {
     "reward/pass_at_k_high": Metric("mean", "share", "Upper end of the same."),
     "reward/pass_at_k_n": Metric("sum", "prompts", "Prompts with k scored responses, which it is the mean over."),
     "reward/spread": Metric("mean", "score", "Standard deviation over the members of a reward-model ensemble."),
+    "reward/position_bias": Metric(
+        "mean",
+        "probability",
+        "With a judge: probability that the response shown first is better, less a half, mean over the comparisons of the "
+        "batch's responses, both orders of each.",
+    ),
+    "reward/position_flips": Metric("mean", "share", "Comparisons of the same whose winner changes with the order."),
+    "reward/comparisons_unread": Metric("mean", "share", "Comparisons of the same without a result in both orders."),
     "reward/gold": Metric("mean", "gold", "Known true reward of the same responses; for reporting alone."),
     "reward/total": Metric(
         "mean",

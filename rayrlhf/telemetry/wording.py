@@ -9,6 +9,9 @@ from rayrlhf.telemetry.metrics import WATCHED
 _ALGORITHMS = {"gae": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
 _METRICS = {**WATCHED, "embedding": "embedding similarity"}
 
+_STRONG_BIAS, _MANY_FLIPS = 0.2, 0.3
+"""From where on a reader is told that a judge goes by the order of what it compares."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
@@ -65,6 +68,18 @@ def nothing_to_learn(metrics: Mapping[str, float], advantage: str, *, update: in
     )
 
 
+def position_bias(metrics: Mapping[str, float], *, update: int) -> str | None:
+    """What to say of a judge that goes by the order in which it is shown responses; None of any other."""
+    bias, flips = (metrics.get(f"reward/position_{name}", 0.0) for name in ("bias", "flips"))
+    if abs(bias) < _STRONG_BIAS and flips < _MANY_FLIPS:
+        return None
+    return (
+        f"In update {update} the judge preferred the response shown first with a mean probability of {0.5 + bias:.2f} and "
+        f"changed its verdict with the order in {flips:.0%} of the comparisons. Both orders are asked and averaged, but what "
+        f"is left is noisy: a more capable judge or clearer principles would tell the responses apart."
+    )
+
+
 def _judge(config: Mapping[str, Any], *, right_or_wrong: bool) -> str:
     terms = config.get("ppo", {}).get("rewards") or [{"kind": "model"}]
     kinds = {term.get("kind") for term in terms}
@@ -76,4 +91,6 @@ def _judge(config: Mapping[str, Any], *, right_or_wrong: bool) -> str:
         return "rewards"
     if kinds == {"function"}:
         return "verifier" if right_or_wrong else "reward function"
+    if kinds == {"judge"}:
+        return "judge"
     return "reward server" if kinds == {"http"} else _METRICS.get(str(terms[0].get("name")), "metric")

@@ -26,8 +26,8 @@ import torch
 from rayrlhf.actors.placement import actor_options, spawn
 from rayrlhf.actors.scoring import ScoringPool
 from rayrlhf.config import RunConfig, parse_config
-from rayrlhf.data.dataset import load_preferences, tokenizer_texts
-from rayrlhf.data.encoding import tokenize_preferences
+from rayrlhf.data.encoded import encoded_preferences
+from rayrlhf.data.prepared import tokenizer_texts
 from rayrlhf.data.tokenizer import load_tokenizer, train_tokenizer
 from rayrlhf.learner.build import build_reward
 from rayrlhf.learner.process_group import Ranks
@@ -136,7 +136,7 @@ class BareTrainer:
     def __init__(self, config: RunConfig, root: str) -> None:
         tokenizer = load_tokenizer(f"{root}/policy")
         self.model: Any = make_reward_model(f"{root}/policy", tokenizer, seed=1)
-        self.rows = tokenize_preferences(load_preferences(config).train, tokenizer, config)
+        self.rows = list(encoded_preferences(config, f"{root}/policy").train)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
         self.done = 0
 
@@ -217,7 +217,7 @@ async def scoring(config: RunConfig, root: Path, device: str, rounds: int) -> di
 def training(config: RunConfig, root: Path, device: str, rounds: int) -> dict[str, Any]:
     options = actor_options(config.learner, device=device)
     ours, bare = (spawn(kind, options, config, str(root)) for kind in (OurTrainer, BareTrainer))
-    rows = tokenize_preferences(load_preferences(config).train, load_tokenizer(str(root / "policy")), config)
+    rows = encoded_preferences(config, str(root / "policy")).train
     tokens = sum(len(s) for row in rows for s in row.sequences) * STEPS * BATCH / len(rows)
     mine, theirs = [], []
     for number in range(rounds + 1):
@@ -249,6 +249,7 @@ def main() -> None:
     options = parser.parse_args()
     config = configuration(options.device)
     with tempfile.TemporaryDirectory() as folder:
+        config = config.model_copy(update={"output_dir": folder})
         make_models(config, Path(folder))
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         run = partial(scoring, config, Path(folder), options.device, options.rounds)

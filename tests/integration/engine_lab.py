@@ -15,7 +15,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rayrlhf.config import RolloutConfig, SamplingConfig
+from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.models.checkpoint_names import CheckpointNames
+from rayrlhf.models.export import export_model
+from rayrlhf.models.load import make_policy as make_lm
 from rayrlhf.rollout.engine import RolloutEngine
 from rayrlhf.types import RolloutRequest, SampleId, Trajectory, WeightManifest
 from rayrlhf.weights.codec import pack_buckets
@@ -55,6 +58,25 @@ def make_policy(directory: Path, *, seed: int, tied: bool, vocab: int = VOCAB) -
     ends = [EOS[0], STRANGE_END]
     model.generation_config.update(do_sample=True, top_k=5, top_p=0.5, repetition_penalty=1.5, eos_token_id=ends)
     model.save_pretrained(directory)
+    return directory
+
+
+def make_judge(directory: Path, *, template: str | None = None) -> Path:
+    """A random causal language model, whose tokenizer has tokens for the answers A and B, each with and without a space."""
+    shape = {
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+    }
+    tokenizer = train_tokenizer(["Which response is better? A or B, A or B."], vocab_size=300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    export_model(make_lm(shape, tokenizer, seed=3), tokenizer, directory)
     return directory
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rayrlhf.config import load_config, parse_config
 from rayrlhf.data.batching import collate
 from rayrlhf.data.dataset import load_preferences
-from rayrlhf.data.encoding import tokenize_preferences
+from rayrlhf.data.encoding import encode_rows, preference_encoder
 from rayrlhf.models.forward import sequence_scores
 from rayrlhf.models.load import load_reward_model
 from rayrlhf.telemetry.metrics import METRICS
@@ -152,7 +152,8 @@ def test_the_exported_reward_model_scores_alike_in_stock_transformers(trained: P
     assert not info["missing_keys"]
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert model.config.pad_token_id not in (None, model.config.eos_token_id)
-    pairs = tokenize_preferences(load_preferences(config).heldout[:8], tokenizer, config)
+    rows = load_preferences(config).heldout[:8]
+    pairs, _ = encode_rows(rows, preference_encoder(tokenizer, config), tokenizer)
     sequences = [ids for pair in pairs for ids in pair.sequences]
     whole = collate(sequences, [1] * len(sequences), range(len(sequences)), pad_id=tokenizer.pad_token_id)
     with torch.no_grad():

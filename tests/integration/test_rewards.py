@@ -4,12 +4,18 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICKSTART, TINY, rayrlhf, rows, succeed
+from engine_lab import make_judge
+from judge_lab import OWN_ANSWER, PRINCIPLES, JudgeServer
 from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_file
+
+from rayrlhf.algorithms.bradley_terry import bradley_terry
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +133,43 @@ def test_summaries_are_rewarded_by_rouge_against_their_references(tmp_path: Path
     heldout = {row["prompt"] for row in scored if row["stage"] == "eval"}
     assert heldout
     assert not heldout & {row["prompt"] for row in scored if row["stage"] == "ppo"}
+
+
+def test_judges_compare_the_responses_in_the_scoring_worker_and_over_http(ppo_only: list[str], tmp_path: Path) -> None:
+    """A model of its own by vLLM, and a server that knows what is longer: every training score is redone from the texts."""
+    here = f"name: here, path: {make_judge(tmp_path / 'judge')}, max_length: 1024, kv_cache_gib: 0.125, max_tokens: 16"
+    server = JudgeServer(bias=0.5)
+    try:
+        there = f"name: there, urls: [{server.url}], model: m, weight: 2.0, std: 4.0"
+        both = ", ".join(f"{{kind: judge, principles: {PRINCIPLES}, {where}}}" for where in (here, there))
+        size = ["ppo.advantage=grpo", "ppo.updates=2", "ppo.prompts_per_step=4", "ppo.samples_per_prompt=4"]
+        size += ["ppo.evaluate_prompts=8", f"ppo.rewards=[{both}]", f"output_dir={tmp_path}", "name=judged"]
+        told = succeed("run", str(QUICKSTART), *ppo_only, *size)
+    finally:
+        server.http.shutdown()
+    run = tmp_path / "judged"
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows(run / "samples.jsonl", stage="ppo"):
+        groups.setdefault((row["step"], row["prompt"]), []).append(row)
+        assert row["score"] == pytest.approx(row["terms"]["here"] + 2.0 * row["terms"]["there"] / 4.0)
+    assert [len(group) for group in groups.values()] == [4] * 8
+    for group in groups.values():
+        leads = np.subtract.outer(*[[float(len(row["response"])) for row in group]] * 2)
+        wins = (1 / (1 + np.exp(-leads - 0.5)) + 1 / (1 + np.exp(-leads + 0.5))) / 2
+        wanted = bradley_terry(wins * (1 - np.eye(4)))
+        assert [row["terms"]["there"] for row in group] == pytest.approx(wanted, abs=1e-6)
+        assert sum(row["terms"]["here"] for row in group) == pytest.approx(0.0, abs=1e-6)
+        assert len({row["terms"]["here"] for row in group}) > 1
+    for row in rows(run / "samples.jsonl", stage="eval"):
+        lead = len(row["response"]) - len(OWN_ANSWER)  # the task's prompts have no reference
+        assert np.sign(row["terms"]["there"]) == np.sign(lead)
+    for row in rows(run / "metrics.jsonl", stage="ppo")[1:]:
+        assert -0.5 < row["reward/position_bias"] < 0.5
+        assert 0.0 <= row["reward/position_flips"] <= 1.0
+        assert row["reward/comparisons_unread"] == 0.0
+        assert row["reward/score"] == pytest.approx(0.0, abs=1e-6)
+    assert "the judge preferred the response shown first" in told
+    assert "share of comparisons whose winner changes with the order" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,35 @@ def test_names_are_told_apart_and_limits_are_limits(rewards: str, told: str) -> 
     assert told in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("term", "told"),
+    [
+        ("path: /a/m, urls: ['http://a/v1'], model: m", "either a model's path or the urls of servers"),
+        ("name: x", "either a model's path or the urls of servers"),
+        ("urls: ['http://a/v1']", "model is the served model's name: it belongs to urls and is required there"),
+        ("path: /a/m, model: m", "model is the served model's name"),
+        ("path: /a/m, key_env: KEY", "key_env holds the key of servers"),
+        ("urls: ['http://a/v1'], model: m, key_env: 'sk-1'", "key_env='sk-1'"),
+        ("path: /a/m, comparisons: 3", "comparisons=3"),
+        ("path: /a/m, principles: ' '", "principles=' '"),
+    ],
+)
+def test_a_judge_is_in_one_place(term: str, told: str) -> None:
+    principles = "" if "principles" in term else "principles: be brief, "
+    with pytest.raises(ConfigError) as refused:
+        names(f"{{kind: judge, {principles}{term}}}")
+    assert told in str(refused.value)
+
+
+def test_judges_are_called_by_their_models_and_one_has_an_engine() -> None:
+    here, there = "{kind: judge, principles: p, path: /a/m}", "{kind: judge, principles: q, urls: [u], model: org/n}"
+    assert names(f"{here}, {there}") == ["judge m", "judge n"]
+    with pytest.raises(
+        ConfigError, match=r"2 judges with a path \(/a/m, /b/n\) and a scoring worker holds one vLLM engine"
+    ):
+        names(f"{here}, {{kind: judge, principles: q, path: /b/n}}")
+
+
 def test_a_function_is_called_for_one_response_at_a_time_unless_told_otherwise() -> None:
     term = FunctionReward(kind="function", target="a:f")
     assert (term.per, term.timeout_s, term.concurrency) == ("response", None, 64)

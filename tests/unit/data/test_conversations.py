@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_lab import tokenize_demonstrations, tokenize_preferences
 from tokenizers_lab import CHATML, GEMMA, byte_level, metaspace
 
 from rayrlhf.config import RunConfig, load_config
 from rayrlhf.config.data import Reading
 from rayrlhf.data.chat import merged
-from rayrlhf.data.encoding import tokenize_both, tokenize_demonstrations, tokenize_preferences
+from rayrlhf.data.encoded import settled
+from rayrlhf.data.encoding import encode_rows, preference_encoder
 from rayrlhf.data.exchange import encode_prompt
 from rayrlhf.data.fields import UnusableRowError
-from rayrlhf.data.schema import Demonstration, Message, Split, pair
+from rayrlhf.data.schema import Demonstration, Message, pair
 from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import DataError
 
@@ -121,16 +123,22 @@ def test_what_other_peoples_code_raises_about_a_row_is_a_bad_row(capfd: pytest.C
     good = [pair([user(f"two {'four ' * i}")], "two", "four", origin=f"p.jsonl:{i}") for i in range(1, 10)]
     bad = pair([system("two"), user("four")], "two", "four", origin="p.jsonl:10")
     with pytest.raises(
-        DataError, match=r"1 of 10 rows of the preferences cannot be used: p\.jsonl:10: the chat template"
+        DataError,
+        match=r"1 of 10 rows of the training and held-out rows cannot be used: p\.jsonl:10: the chat template",
     ):
         tokenize_preferences([*good, bad], tokenizer, config())
     assert len(tokenize_preferences([*good, bad], tokenizer, config("data.max_bad_rows=0.1"))) == 9
     assert "p.jsonl:10: the chat template refuses it: System role not supported" in capfd.readouterr().err
     assert len(tokenize_preferences([*good, bad], tokenizer, config("data.roles=merge"))) == 10
     # One bad row of the held-out part is a share of the whole, not of that part.
-    split = Split(train=good, heldout=[bad])
-    parts = tokenize_both(tokenize_preferences, split, tokenizer, config("data.max_bad_rows=0.1"))
-    assert (len(parts.train), len(parts.heldout)) == (9, 0)
+    allowed = config("data.max_bad_rows=0.1")
+    encoder = preference_encoder(tokenizer, allowed)
+    accounts = [
+        (part, encode_rows(rows, encoder, tokenizer)[1]) for part, rows in (("train", good), ("heldout", [bad]))
+    ]
+    assert "1 of 10 rows of the training and held-out rows cannot be used" in settled(accounts, allowed)[0]
+    with pytest.raises(DataError, match="1 of 1 rows of the training and held-out rows cannot be used"):
+        settled(accounts[1:], allowed)
     half = Demonstration(prompt="two", response="half \ud83d", origin="d.jsonl:7")
     with pytest.raises(DataError, match=r"d\.jsonl:7: the tokenizer refuses it"):
         tokenize_demonstrations([half], tokenizer, config())

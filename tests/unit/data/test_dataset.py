@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
-from data_lab import QUICKSTART, config
+from data_lab import QUICKSTART, config, tokenize_demonstrations, tokenize_preferences, tokenize_prompts
 
 from rayrlhf.config import load_config
 from rayrlhf.data.dataset import (
@@ -18,9 +18,8 @@ from rayrlhf.data.dataset import (
     load_prompts,
     task_best_gold,
     task_gold,
-    tokenizer_texts,
 )
-from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
+from rayrlhf.data.prepared import tokenizer_texts
 from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.errors import ConfigError, DataError
@@ -141,13 +140,13 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, bad: dict[str, Any]
         load_demonstrations(config(tmp_path, demonstrations=source))
 
 
-def test_a_few_bad_rows_are_reported_and_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_few_bad_rows_are_reported_and_left_out(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "d.jsonl", [*ROWS, {"prompt": "Q?"}])
     split = load_demonstrations(
         config(tmp_path, "data.max_bad_rows=0.05", demonstrations={"path": "d.jsonl", "format": "demonstrations"})
     )
     assert len(split.train) + len(split.heldout) == len(ROWS)
-    assert "1 of 41 rows of d.jsonl cannot be used: d.jsonl:41: the field response is missing" in capfd.readouterr().err
+    assert split.bad == ("1 of 41 rows of d.jsonl cannot be used: d.jsonl:41: the field response is missing.",)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,8 @@ def test_the_built_in_task_has_a_gold_reward_and_files_have_none(tmp_path: Path)
     assert task_best_gold(task, ["Guest: The soup was cold.\nHost:"]) == pytest.approx(1.0)
     assert task_gold(files) is None
     assert task_best_gold(files, ["x"]) is None
-    assert len(tokenizer_texts(load_config(QUICKSTART, ["data.task.demonstrations=20"]))) == 20
+    few = load_config(QUICKSTART, ["data.task.demonstrations=20", f"data.cache={tmp_path}"])
+    assert len(list(tokenizer_texts(few))) == 20
 
 
 def test_parallel_files_are_demonstrations_and_prompts_with_references(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_lab import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
 from tokenizers_lab import CHATML, CONTROLS, GEMMA, LLAMA3, TURNS, byte_level, metaspace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config.data import Reading
-from rayrlhf.data.encoding import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
 from rayrlhf.data.exchange import control_strings_in, encode_exchange, encode_prompt, encode_response
 from rayrlhf.data.schema import Demonstration, PromptRow, pair
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, response_as_text

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification, PreTrained
 
 from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.config import RunConfig, parse_config
+from rayrlhf.data import token_codecs
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.learner.objectives import NextToken, PreferenceObjective
 from rayrlhf.learner.ppo import PPOLearner
@@ -92,14 +93,15 @@ def supervised_learner(stage: str, config: RunConfig, *, rows: int = 21, ranks: 
         else PreferenceObjective(LossSettings(**config.reward.loss.model_dump()))
     )
     make = examples if stage == "sft" else pairs
+    codec: Any = token_codecs.examples if stage == "sft" else token_codecs.preference_examples
     return SupervisedLearner(
         config,
         settings,
         objective,
         model=policy_model() if stage == "sft" else reward_model(),
         tokenizer=tokenizer(),
-        train=make(rows, seed=1),
-        heldout=make(9, seed=2),
+        train=codec.in_memory(make(rows, seed=1)),
+        heldout=codec.in_memory(make(9, seed=2)),
         ranks=ranks,
         seed=config.seed,
     )

@@ -15,7 +15,7 @@ from rayrlhf.config import PPOConfig
 from rayrlhf.errors import NonFiniteError
 from rayrlhf.learner.ppo_batch import Estimates, PPOBatch, batch_figures, make_batch, make_targets, pass_figures
 from rayrlhf.telemetry.metrics import check_names
-from rayrlhf.types import SampleId, ScoredTrajectory, VersionSpan
+from rayrlhf.types import Comparisons, SampleId, ScoredTrajectory, VersionSpan
 
 
 def settings(**ppo: Any) -> PPOConfig:
@@ -325,6 +325,19 @@ def test_figures_of_a_batch() -> None:
     assert figures["rollout/staleness"] == 3.0
     assert figures["rollout/version"] == 3.0
     assert figures["mismatch/max"] == 0.0
+
+
+def test_what_comparisons_say_of_the_judge_is_of_all_of_them() -> None:
+    samples = two_samples()
+    batch = make_batch(samples, mask_truncated=False)
+    assert "reward/position_bias" not in batch_figures(batch, estimates(batch), samples, version=0)
+    accounts = [Comparisons(asked=3, read=1, bias=0.3, flipped=1), Comparisons(asked=3, read=3, bias=0.1, flipped=0)]
+    judged = [replace(item, comparisons=account) for item, account in zip(samples, accounts, strict=True)]
+    figures = batch_figures(batch, estimates(batch), judged, version=0)
+    assert figures["reward/position_bias"] == pytest.approx(0.1)
+    assert figures["reward/position_flips"] == 0.25
+    assert figures["reward/comparisons_unread"] == pytest.approx(1 / 3)
+    check_names(figures)
 
 
 def grouped(*groups: tuple[float, ...], terms: str = "", cut: int = 0) -> list[ScoredTrajectory]:

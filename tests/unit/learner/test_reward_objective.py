@@ -11,6 +11,8 @@ from learner_lab import ALONE, ids, largest_difference, parameters, preference, 
 from rayrlhf.algorithms.preference_loss import LossSettings
 from rayrlhf.config import RewardConfig
 from rayrlhf.data.length_balance import balance_lengths
+from rayrlhf.data.rows import Rows
+from rayrlhf.data.token_codecs import preference_examples
 from rayrlhf.errors import DataError
 from rayrlhf.learner.build import resampled, share_of
 from rayrlhf.learner.objectives import PreferenceObjective, targets_of
@@ -18,18 +20,26 @@ from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.types import PreferenceExample
 
 NAN = float("nan")
+in_memory = preference_examples.in_memory
 
 
 def rankings(count: int, *, seed: int) -> list[PreferenceExample]:
-    """Two to four responses each, ranked by their last id."""
+    """Two to four responses each, ranked by their last id; the prompt's length is the number of the row."""
     rng = np.random.default_rng(seed)
     rows = []
-    for _ in range(count):
+    for number in range(count):
         k = int(rng.integers(2, 5))
         sequences = tuple(ids(rng, int(rng.integers(4, 12))) for _ in range(k))
         ranks = tuple(int(rank) for rank in np.argsort(np.argsort([s[-1] for s in sequences])))
         rows.append(preference(sequences, ranks=ranks, ratings=tuple(float(-rank) for rank in ranks)))
+        rows[-1] = replace(rows[-1], prompt_length=number)
     return rows
+
+
+def numbers(rows: Rows[PreferenceExample]) -> list[int]:
+    """Which of `rankings` they are, by the rows and by the column alike."""
+    assert [row.prompt_length for row in rows] == rows.column("prompt_length").tolist()
+    return rows.column("prompt_length").tolist()
 
 
 def learner(rows: list[PreferenceExample], settings: LossSettings, *, budget: int = 4096) -> SupervisedLearner:
@@ -42,8 +52,8 @@ def learner(rows: list[PreferenceExample], settings: LossSettings, *, budget: in
         PreferenceObjective(settings),
         model=reward_model(),
         tokenizer=tokenizer(),
-        train=rows,
-        heldout=rankings(9, seed=2),
+        train=in_memory(rows),
+        heldout=in_memory(rankings(9, seed=2)),
         ranks=ALONE,
         seed=0,
     )
@@ -93,29 +103,28 @@ def test_targets_are_padded_to_the_longest_ranking() -> None:
 
 
 def test_bootstrap_samples_differ_by_seed_and_have_the_counts_of_one() -> None:
-    rows = rankings(400, seed=1)
+    rows = in_memory(rankings(400, seed=1))
     members = RewardConfig(members=2)
     first, again, second = (resampled(rows, members, seed=seed) for seed in (1, 1, 2))
-    assert [id(row) for row in first] == [id(row) for row in again]
-    assert [id(row) for row in first] != [id(row) for row in second]
+    assert numbers(first) == numbers(again) != numbers(second)
     assert len(first) == 400
-    assert len({id(row) for row in first}) == pytest.approx(400 * (1 - np.exp(-1)), rel=0.1)
+    assert len(set(numbers(first))) == pytest.approx(400 * (1 - np.exp(-1)), rel=0.1)
     weights = np.array([row.head_weights for row in resampled(rows, RewardConfig(heads=3), seed=1)])
     assert weights.shape == (400, 3)
     assert weights.mean() == pytest.approx(1.0, abs=0.1)
     assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.05)
-    assert resampled(rows, RewardConfig(heads=3, bootstrap=False), seed=1) == rows
-    assert resampled(rows, RewardConfig(), seed=1) == rows
+    assert resampled(rows, RewardConfig(heads=3, bootstrap=False), seed=1) is rows
+    assert resampled(rows, RewardConfig(), seed=1) is rows
 
 
 def test_a_larger_share_of_the_rows_holds_every_smaller_one() -> None:
-    rows = rankings(200, seed=1)
+    rows = in_memory(rankings(200, seed=1))
     shares = [share_of(rows, share, seed=3) for share in (0.1, 0.25, 1.0)]
     assert [len(share) for share in shares] == [20, 50, 200]
-    kept = [{id(row) for row in share} for share in shares]
+    kept = [set(numbers(share)) for share in shares]
     assert kept[0] < kept[1] < kept[2]
-    assert shares[2] == rows
-    assert kept[1] != {id(row) for row in share_of(rows, 0.25, seed=4)}
+    assert numbers(shares[2]) == list(range(200))
+    assert numbers(shares[1]) == sorted(kept[1]) != numbers(share_of(rows, 0.25, seed=4))
     with pytest.raises(DataError, match=r"reward\.train_share=0\.001 of 200 training preferences is none: raise it"):
         share_of(rows, 0.001, seed=3)
 
@@ -129,13 +138,13 @@ def test_balanced_lengths_give_half_of_the_weight_to_each_side() -> None:
         rows.append(preference((long, short), ranks=(0, 1) if longer_wins else (1, 0)))
     wins = np.array([row.ranks == (0, 1) for row in rows])
     for strength, share in ((0.0, wins.mean()), (1.0, 0.5)):
-        weights = pair_weights(balance_lengths(rows, strength=strength))
+        weights = pair_weights(balance_lengths(in_memory(rows), strength=strength))
         assert weights[wins].sum() / weights.sum() == pytest.approx(share, abs=0.01)
         assert weights.mean() == pytest.approx(1.0)
-    halfway = pair_weights(balance_lengths(rows, strength=0.5))
+    halfway = pair_weights(balance_lengths(in_memory(rows), strength=0.5))
     assert 0.5 < halfway[wins].sum() / halfway.sum() < wins.mean()
     cut = [replace(row, sequences=tuple(sequence[:2] for sequence in row.sequences)) for row in rows]
-    assert pair_weights(balance_lengths(cut, strength=0.5)) == pytest.approx(halfway)
+    assert pair_weights(balance_lengths(in_memory(cut), strength=0.5)) == pytest.approx(halfway)
 
 
 def test_balanced_lengths_weigh_each_pair_of_a_ranking_as_if_it_stood_alone() -> None:
@@ -152,16 +161,17 @@ def test_balanced_lengths_weigh_each_pair_of_a_ranking_as_if_it_stood_alone() ->
         for i, j in itertools.product(range(4), repeat=2)
         if row.ranks[i] < row.ranks[j]
     ]
-    found = {id(row): own.pair_weights for row, own in zip(rows, balance_lengths(rows, strength=0.7), strict=True)}
-    wanted = pair_weights(balance_lengths([own for *_, own in alone], strength=0.7))
+    balanced = balance_lengths(in_memory(rows), strength=0.7)
+    found = {id(row): own.pair_weights for row, own in zip(rows, balanced, strict=True)}
+    wanted = pair_weights(balance_lengths(in_memory([own for *_, own in alone]), strength=0.7))
     assert [found[id(row)][i, j] for row, i, j, _ in alone] == pytest.approx(wanted.tolist())
     assert np.std(wanted) > 0.01
-    first = targets_of(balance_lengths([rows[0], alone[0][3]], strength=0.7))
+    first = targets_of(balance_lengths(in_memory([rows[0], alone[0][3]]), strength=0.7))
     assert first.pair_weight.shape == (2, 4, 4)
     assert first.pair_weight[1, 2:].tolist() == [[1.0] * 4] * 2
 
 
-def pair_weights(rows: list[PreferenceExample]) -> np.ndarray:
+def pair_weights(rows: Rows[PreferenceExample]) -> np.ndarray:
     """Of rows with one strict pair each."""
     weights = []
     for row in rows:
@@ -174,6 +184,7 @@ def test_rows_without_a_length_difference_keep_their_weight() -> None:
     rng = np.random.default_rng(0)
     same = preference((ids(rng, 5), ids(rng, 5)), ranks=(0, 1))
     tied = preference((ids(rng, 5), ids(rng, 9)), ranks=(0, 0))
-    assert balance_lengths([same, tied], strength=1.0) == [same, tied]
+    even = in_memory([same, tied])
+    assert balance_lengths(even, strength=1.0) is even
     uneven = preference((ids(rng, 5), ids(rng, 9)), ranks=(0, 1))
-    assert (targets_of(balance_lengths([same, tied, uneven], strength=1.0)[:2]).pair_weight == 1.0).all()
+    assert (targets_of(balance_lengths(in_memory([same, tied, uneven]), strength=1.0)[:2]).pair_weight == 1.0).all()

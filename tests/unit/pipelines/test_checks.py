@@ -124,6 +124,24 @@ def test_models_servers_and_references_are_looked_for(start: Path, model: Path) 
     assert "data.prompts.reference_key=reference" in told
 
 
+def test_a_judge_is_held_against_its_questions(start: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alive = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        served = f"kind: judge, principles: be brief, urls: ['{alive}'], model: m"
+        check(start, rewards(served))
+        monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+        assert "NO_SUCH_KEY, which key_env of a judge" in refusal(start, rewards(f"{served}, key_env: NO_SUCH_KEY"))
+    assert f"{alive} does not answer" in refusal(start, rewards(served))
+
+    def told(path: Path, more: str) -> str:
+        return refusal(start, rewards(f"kind: judge, principles: be brief, path: '{path}', {more}"))
+
+    assert f"The judge directory {start}/none does not exist" in told(start / "none", "verdict: text")
+    assert "its max_length=4096 exceeds the 64 positions of the judge" in told(model, "verdict: text")
+    assert "200 of 200 rows of the prompts, as the judge" in told(model, "max_length: 64")
+    assert "leaves no room for responses" in told(model, "max_length: 64")
+
+
 def test_only_rows_that_a_metric_scores_need_a_reference(start: Path) -> None:
     terms = "ppo.rewards=[{kind: metric, name: chrf}, {kind: function, target: 'good:reward', name: other}]"
     rows = [json.loads(line) for line in Path("prompts.jsonl").read_text().splitlines()]
@@ -156,9 +174,10 @@ def test_an_output_dir_that_cannot_hold_a_run_is_refused(start: Path, tmp_path: 
     assert "dangling is no directory" in refusal(start, "output_dir=dangling")
     assert "cannot be written to" in refusal(start, "output_dir=/proc/runs")
     assert "cannot be written to" in refusal(start, f"output_dir={'x' * 300}")
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = {path.name for path in tmp_path.iterdir()}
     check(start, "output_dir=new/er")
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert {path.name for path in tmp_path.iterdir()} - before == {"new"}
+    assert [path.name for path in tmp_path.joinpath("new/er").iterdir()] == [".data"]  # for the start that comes
 
 
 def test_a_submitted_job_is_not_let_write_where_ray_deletes(

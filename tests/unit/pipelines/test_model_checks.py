@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rayrlhf.config import RunConfig, parse_config
 from rayrlhf.data.tokenizer import train_tokenizer
@@ -67,6 +69,24 @@ def test_the_engines_limits_hold_for_the_stage_that_samples() -> None:
     check_engine_limits(config(["sft"], small), device="cpu")
     with pytest.raises(ModelError, match=r"the model of model\.init has heads of 16"):
         check_engine_limits(config(["sft", "reward", "ppo"], small), device="cpu")
+
+
+def test_a_judge_that_never_says_a_is_told_to_write(policy: str, tmp_path: Path) -> None:
+    alphabet = tokenizers.Tokenizer(tokenizers.models.WordLevel({"inn": 0, "<pad>": 1, "</s>": 2}, unk_token="inn"))
+    words = PreTrainedTokenizerFast(tokenizer_object=alphabet, pad_token="<pad>", eos_token="</s>")
+    export_model(make_policy(INIT, words, seed=0), words, tmp_path / "judge")
+    judge = {"kind": "judge", "principles": "be brief", "path": str(tmp_path / "judge"), "max_length": 64}
+    with pytest.raises(ModelError, match=r"judge .*judge has no token for the answer A: set verdict: text\."):
+        check_models(config(["ppo"], {"path": policy}, ppo={"rewards": [judge]}))
+    check_models(config(["ppo"], {"path": policy}, ppo={"rewards": [judge | {"verdict": "text"}]}))
+
+
+def test_the_engine_of_a_judge_has_limits_too(policy: str, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["an inn by the road"], vocab_size=260)
+    export_model(make_policy(INIT | {"num_attention_heads": 4}, tokenizer, seed=0), tokenizer, tmp_path / "judge")
+    judge = {"kind": "judge", "principles": "be brief", "path": str(tmp_path / "judge"), "max_length": 64}
+    with pytest.raises(ModelError, match=r"the judge .*judge has heads of 16"):
+        check_engine_limits(config(["ppo"], {"path": policy}, ppo={"rewards": [judge]}), device="cpu")
 
 
 def test_reward_models_of_other_directories_are_checked_too(policy: str, tmp_path: Path) -> None:

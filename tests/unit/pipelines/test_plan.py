@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ def test_memory_is_counted_for_the_models_a_run_has() -> None:
     assert PLAN.frozen_bytes(verified) == 4_000_000
     judged = load_config(CONFIGS / "arithmetic_grpo.yaml", ["ppo.guard.judge=/models/judge"])
     assert PLAN.frozen_bytes(judged) == 2 * 4_000_000
+    compared = "{kind: judge, principles: p, path: /models/judge, kv_cache_gib: 0.5}"
+    compared = load_config(CONFIGS / "arithmetic_grpo.yaml", [f"ppo.rewards=[{compared}]"])
+    assert replace(PLAN, judge_parameters=3).frozen_bytes(compared) == 4_000_000 + 12 + 2**29
 
 
 @pytest.mark.parametrize(("config", "told"), [("quickstart", "ppo: PPO"), ("arithmetic_grpo", "ppo: GRPO")])

@@ -147,6 +147,19 @@ def test_ppo_without_gold_summary_or_samples(tmp_path):
     assert "Gold, SFT" not in page.words
 
 
+def test_a_judges_leaning_to_one_place_is_drawn_where_there_is_one(tmp_path):
+    write_ppo(tmp_path, [(0, 0.0, None, 0.0), (2, 0.5, None, 1.0)])
+    assert "Judge" not in page_of(tmp_path).titles
+    writer = MetricsWriter(tmp_path, SILENT, last_steps={"ppo": 2})
+    for step in (3, 4):
+        figures = {"position_bias": 0.1 * step, "position_flips": 0.2, "comparisons_unread": 0.0}
+        writer.log("ppo", step, {f"reward/{name}": value for name, value in figures.items()})
+    writer.close()
+    page = page_of(tmp_path)
+    assert "Judge" in page.titles
+    assert "share of comparisons whose winner changes with the order" in page.words
+
+
 def test_gold_without_samples_is_drawn_in_its_own_units(tmp_path):
     write_ppo(tmp_path, [(0, -0.5, 0.4, 0.0), (5, 1.0, 0.6, 2.0)], samples=False)
     page = page_of(tmp_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from rayrlhf.config import load_config
-from rayrlhf.telemetry.wording import Wording, nothing_to_learn, wording
+from rayrlhf.telemetry.wording import Wording, nothing_to_learn, position_bias, wording
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -35,6 +35,8 @@ def test_what_judges_is_named() -> None:
     assert words_of("ppo.rewards=[{kind: metric, name: chrf}]").the_judge == "chrF"
     assert words_of("ppo.rewards=[{kind: metric, name: chrf}, {kind: model}]").the_judge == "the rewards"
     assert words_of("ppo.rewards=[{kind: http, api: vllm, urls: [http://localhost]}]").judge == "reward server"
+    judge = "{kind: judge, principles: be brief, urls: [http://localhost/v1], model: m}"
+    assert words_of(f"ppo.rewards=[{judge}]").the_judge == "the judge"
     assert words_of(config="arithmetic_grpo").judge == "reward function"
     assert words_of(config="arithmetic_grpo", right_or_wrong=True).the_judge == "the verifier"
 
@@ -65,3 +67,15 @@ def test_an_update_whose_groups_are_all_equal_is_told_of_a_group_estimator(
 ) -> None:
     said = nothing_to_learn({} if equal is None else {"reward/groups_equal": equal}, advantage, update=3)
     assert said is None if told is None else re.search(told, said or "")
+
+
+def test_a_judge_that_goes_by_the_order_is_told_of() -> None:
+    def said(bias: float, flips: float) -> str | None:
+        return position_bias({"reward/position_bias": bias, "reward/position_flips": flips}, update=4)
+
+    assert "In update 4 the judge preferred the response shown first with a mean probability of 0.22" in (
+        said(-0.28, 0.1) or ""
+    )
+    assert "changed its verdict with the order in 50% of the comparisons" in (said(0.0, 0.5) or "")
+    assert said(0.1, 0.1) is None
+    assert position_bias({}, update=4) is None
