@@ -85,7 +85,7 @@ def refresh_reward(
     run_dir: Annotated[Path, typer.Argument(help="A finished run's folder, such as runs/quickstart.", metavar="RUN")],
     overrides: Overrides = None,
     label: Annotated[
-        str | None, typer.Option(help="Who says which response is better: gold, or package.module:function.")
+        str | None, typer.Option(help="Who says which is better: gold, judge, or package.module:function.")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Of the policy's own responses, from all updates alike.")] = 4000,
     replay: Annotated[float, typer.Option(help="Preferences of before that are mixed in, for each pair.")] = 1.0,

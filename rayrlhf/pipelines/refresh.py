@@ -23,16 +23,17 @@ from rayrlhf.data.schema import Preference, PromptText, Split
 from rayrlhf.data.splitting import split_by_prompt
 from rayrlhf.data.teaching import teaching
 from rayrlhf.data.tokenizer import ids_as_text, load_tokenizer
-from rayrlhf.errors import ConfigError, DataError
+from rayrlhf.errors import ConfigError, DataError, ResourceError
 from rayrlhf.files import write_json, write_whole
 from rayrlhf.models.load import check_reward_model
+from rayrlhf.pipelines.checks import unreachable
 from rayrlhf.pipelines.claim import claimed
 from rayrlhf.pipelines.folder import STAGE_OUTPUT, RunFolder
 from rayrlhf.pipelines.run import run_stages
 from rayrlhf.report.write import write_report
 from rayrlhf.reward.drift import accuracy_by_subset, accuracy_on
 from rayrlhf.reward.judge import EVALUATION_FILE
-from rayrlhf.reward.labels import Drawn, draw_labelled, labeller_of
+from rayrlhf.reward.labels import Drawn, JudgeLabels, draw_labelled, labeller_of
 from rayrlhf.reward.model import RewardModel, members_and_heads
 from rayrlhf.telemetry.console import Console
 
@@ -56,7 +57,7 @@ class Refresh:
     """What is asked for."""
 
     label: str | None
-    """gold, or `package.module:function`; None: gold where the samples have it."""
+    """gold, judge or `package.module:function`; None: the first of these that there is."""
     pairs: int
     replay: float
     """Preferences of before for each new pair."""
@@ -136,13 +137,20 @@ def _prepare(
     answers = read_answers(samples, _prompts(config)) if samples.exists() else None
     if answers is None or not answers.usable:
         raise ConfigError(f"{folder.root} holds no samples of a ppo stage: there are no responses to make pairs of.")
-    labeller = labeller_of(asked.label, answers.usable, config)
-    drawn = draw_labelled(pair_up(answers.usable, seed=config.seed), labeller, asked.pairs, seed=config.seed)
-    drawn.demand_labels(labeller.name, allowed=config.ppo.max_missing)
-    teaching(drawn.preferences, config.reward.loss, what="pairs of the policy's own responses")
     data = folder.root / _NAME / _PAIRS_FILE
     settings = _settings(config, base, data, asked)
     refreshed = _refreshed(folder.root, [*settings, *overrides])
+    labeller = labeller_of(asked.label, answers.usable, refreshed)
+    if isinstance(labeller, JudgeLabels):
+        _demand_servers(refreshed)
+    drawn = draw_labelled(
+        pair_up(answers.usable, seed=config.seed),
+        labeller,
+        asked.pairs,
+        seed=config.seed,
+        allowed=config.ppo.max_missing,
+    )
+    teaching(drawn.preferences, refreshed.reward.loss, what="pairs of the policy's own responses")
     split = split_by_prompt(drawn.preferences, refreshed)
     _demand(split, drawn)
     mixed = _mixed(split, home, asked.replay, refreshed)
@@ -169,6 +177,12 @@ def _prepare(
     write_json(data.with_name(_ACCOUNT_FILE), account)
     Console().note(_told(account))
     return refreshed
+
+
+def _demand_servers(config: RunConfig) -> None:
+    told = [told for judge in config.ppo.judges for url in judge.urls if (told := unreachable(url)) is not None]
+    if told:
+        raise ResourceError(f"{told[0][0].upper()}{told[0][1:]}.")
 
 
 def _settings(config: RunConfig, base: str, data: Path, asked: Refresh) -> list[str]:

@@ -1,4 +1,4 @@
-"""Who says which of two responses is better, the gold of a task or a function of one's own; and pairs labelled by that."""
+"""Who says which of two responses is better: the gold of a task, a judge, or a function of one's own; and pairs so labelled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,24 @@ from typing import Protocol
 import numpy as np
 
 from rayrlhf.algorithms.seeds import derive_seed
-from rayrlhf.config import RunConfig
+from rayrlhf.config import JudgeReward, RunConfig
 from rayrlhf.data.on_policy import Answer, AnswerPair, Bin, bins_of, shares_of
 from rayrlhf.data.schema import Preference, pair
 from rayrlhf.errors import ConfigError, DataError
+from rayrlhf.reward.chat_server import ChatServers
+from rayrlhf.reward.comparator import Comparator, Contest
 from rayrlhf.reward.function import FunctionTerm
 from rayrlhf.reward.importable import check_importable
 from rayrlhf.reward.terms import ScoreRequest
 
 GOLD = "gold"
+JUDGE = "judge"
+_CHOICES = (
+    "Give --label gold, where the samples have it; --label judge, with ppo.rewards=[{kind: judge, ...}]; or --label "
+    "package.module:function, which takes a prompt, a response and a reference and returns a number."
+)
+_TIE = 1e-9
+"""A probability so near to one half is rounding."""
 _BINS = 6
 """Of updates, each a subset of the preferences that are made of the pairs."""
 
@@ -60,18 +69,51 @@ class FunctionLabels:
         return [a.reason or b.reason or _by_values(a.value, b.value) for a, b in sides]
 
 
+class JudgeLabels:
+    """By a language model that compares each pair in both orders."""
+
+    def __init__(self, term: JudgeReward) -> None:
+        if term.path is not None:
+            raise ConfigError(
+                f"The judge {term.path} runs in the scoring workers of a run: to label pairs serve it (vllm serve "
+                f'{term.path}) and give ppo.rewards=[{{kind: judge, urls: [...], model: ..., principles: "..."}}].'
+            )
+        self.name = term.called
+        self._comparator = Comparator(
+            ChatServers(term), principles=term.principles, verdict=term.verdict, max_tokens=term.max_tokens
+        )
+
+    def label(self, pairs: Sequence[AnswerPair]) -> list[Label]:
+        """Two questions a pair."""
+        found = self._comparator.compare_all(
+            [
+                Contest(prompt=pair.first.prompt, responses=[pair.first.response, pair.second.response], pairs=[(0, 1)])
+                for pair in pairs
+            ]
+        )
+        return [one.reason if one.probability is None else one.probability for (one,) in found]
+
+
 def labeller_of(label: str | None, answers: Sequence[Answer], config: RunConfig) -> Labeller:
-    """The one that was asked for; gold where nothing was and the samples have it. ConfigError where there is none."""
-    has_gold = any(answer.gold is not None for answer in answers)
-    choices = "--label package.module:function, which takes a prompt, a response and a reference and returns a number"
-    if label in (None, GOLD):
-        if has_gold:
-            return GoldLabels()
-        asked = "and --label gold asks for it" if label == GOLD else "and no --label was given"
-        raise ConfigError(f"The samples of this run hold no gold, {asked}: give {choices}.")
-    assert label is not None
+    """The one that was asked for; where none was, gold if the samples have it, else the judge of ppo.rewards.
+
+    ConfigError where there is none.
+    """
+    has_gold, judges = any(answer.gold is not None for answer in answers), config.ppo.judges
+    if label == GOLD or (label is None and has_gold):
+        if not has_gold:
+            raise ConfigError(f"--label {GOLD}: the samples of this run hold no gold. {_CHOICES}")
+        return GoldLabels()
+    if label == JUDGE or (label is None and judges):
+        if len(judges) != 1:
+            raise ConfigError(f"--label {JUDGE}: there are {len(judges)} judges among ppo.rewards, not one. {_CHOICES}")
+        return JudgeLabels(judges[0])
+    if label is None:
+        raise ConfigError(
+            f"The samples of this run hold no gold, no judge is among ppo.rewards, and no --label was given. {_CHOICES}"
+        )
     if ":" not in label:
-        raise ConfigError(f"--label {label} must be gold, or {choices.removeprefix('--label ')}.")
+        raise ConfigError(f"--label {label} is nobody. {_CHOICES}")
     return FunctionLabels(label, config)
 
 
@@ -88,7 +130,7 @@ class Drawn:
     """Why pairs have no label."""
 
     def demand_labels(self, name: str, *, allowed: float) -> None:
-        """DataError where more than a share of the pairs that were asked for could not be labelled."""
+        """DataError where more than this share of the pairs that were asked for could not be labelled."""
         asked = len(self.preferences) + self.ties + len(self.reasons)
         if len(self.reasons) > allowed * asked:
             raise DataError(
@@ -97,10 +139,13 @@ class Drawn:
             )
 
 
-def draw_labelled(pairs: Sequence[AnswerPair], labeller: Labeller, count: int, *, seed: int) -> Drawn:
+def draw_labelled(
+    pairs: Sequence[AnswerPair], labeller: Labeller, count: int, *, seed: int, allowed: float = 0.0
+) -> Drawn:
     """At most `count` pairs that are no ties, from all updates alike as far as these have them.
 
     Pairs are asked for in turns, a shortfall by ties in the next one, so that no more are labelled than it takes.
+    DataError where more than the `allowed` share of them cannot be labelled.
     """
     queues: dict[int, list[AnswerPair]] = {}
     for one in pairs:
@@ -117,11 +162,12 @@ def draw_labelled(pairs: Sequence[AnswerPair], labeller: Labeller, count: int, *
         for one, label in zip(batch, labeller.label(batch), strict=True):
             if isinstance(label, str):
                 found.reasons.append(label)
-            elif label == 0.5:
+            elif abs(label - 0.5) < _TIE:
                 found.ties += 1
             else:
                 found.preferences.append(_preference(one, label, names[one.update]))
                 short[one.update] -= 1
+        found.demand_labels(labeller.name, allowed=allowed)
     return found
 
 

@@ -73,7 +73,11 @@ def test_a_run_without_samples(run: Path) -> None:
 
 
 def test_a_label_nobody_gives(run: Path) -> None:
-    assert "--label jugde must be gold, or package.module:function" in refused(str(run), "--label", "jugde")
+    assert "--label jugde is nobody. Give --label gold, where" in refused(str(run), "--label", "jugde")
+    assert "there are 0 judges among ppo.rewards" in refused(str(run), "--label", "judge")
+    judge = "ppo.rewards=[{kind: judge, urls: [http://127.0.0.1:9/v1], model: m, principles: long}]"
+    told = refused(str(run), "--label", "judge", judge)
+    assert "The reward server http://127.0.0.1:9/v1 does not answer here" in told
 
 
 def test_too_few_pairs(run: Path) -> None:

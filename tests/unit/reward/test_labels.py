@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_lab import JudgeServer, settings, sigmoid
 
 from rayrlhf.config import RunConfig, parse_config
 from rayrlhf.data.on_policy import Answer, AnswerPair
@@ -19,8 +20,9 @@ def longer(prompt, response, reference):
 """
 
 
-def config() -> RunConfig:
-    return parse_config({"name": "labels", "model": {"init": {"model_type": "qwen2"}}, "data": {"task": {}}})
+def config(*rewards: dict[str, Any]) -> RunConfig:
+    tree = {"name": "labels", "model": {"init": {"model_type": "qwen2"}}, "data": {"task": {}}}
+    return parse_config(tree | ({"ppo": {"rewards": list(rewards)}} if rewards else {}))
 
 
 def of_update(update: int, first: float | None, second: float | None, *, number: int = 0) -> AnswerPair:
@@ -61,12 +63,12 @@ class _Doubtful:
 
 
 def test_a_probability_is_kept_and_a_missing_label_is_told() -> None:
-    found = draw_labelled([of_update(1, 0.0, 1.0), of_update(2, 0.0, 1.0)], _Doubtful(), 2, seed=0)
+    pairs = [of_update(1, 0.0, 1.0), of_update(2, 0.0, 1.0)]
+    found = draw_labelled(pairs, _Doubtful(), 2, seed=0, allowed=0.5)
     (row,) = found.preferences
     assert (row.chosen, row.probability) == ("1 0 b", pytest.approx(0.7))
-    found.demand_labels("doubtful", allowed=0.5)
     with pytest.raises(DataError, match=r"1 of 2 pairs have no label by doubtful, .* the first: it is out"):
-        found.demand_labels("doubtful", allowed=0.4)
+        draw_labelled(pairs, _Doubtful(), 2, seed=0, allowed=0.4)
 
 
 def test_a_function_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,12 +86,37 @@ def test_a_function_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "no judge today" in str(reason)
 
 
+def test_a_judge_labels_in_both_orders() -> None:
+    """It prefers the longer by a character with odds of e, whichever stands first; a question it refuses has no label."""
+    server = JudgeServer(bias=2.0)
+    server.broken_on = "broken"
+    judge = {**settings(server).model_dump(), "retries": 0}
+    texts = [("abc", "ab"), ("ab", "abc"), ("ab", "cd"), ("broken", "fine")]
+    pairs = [
+        AnswerPair(first=Answer(update=1, prompt="p", response=a), second=Answer(update=1, prompt="p", response=b))
+        for a, b in texts
+    ]
+    labeller = labeller_of("judge", [], config(judge))
+    *labels, reason = labeller.label(pairs)
+    ahead = (sigmoid(1.0 + 2.0) + sigmoid(1.0 - 2.0)) / 2
+    assert labels == [pytest.approx(ahead), pytest.approx(1 - ahead), pytest.approx(0.5)]
+    assert "400" in str(reason)
+    assert labeller_of(None, [], config(judge)).name == labeller.name
+
+
+def test_a_judge_in_scoring_workers_is_to_be_served() -> None:
+    judge = {"kind": "judge", "path": "somewhere", "principles": "Be kind."}
+    with pytest.raises(ConfigError, match=r"serve it \(vllm serve somewhere\) and give ppo.rewards="):
+        labeller_of("judge", [], config(judge))
+
+
 @pytest.mark.parametrize(
     ("label", "told"),
     [
-        (None, "hold no gold, and no --label was given: give --label package.module:function"),
-        ("gold", "hold no gold, and --label gold asks for it: give --label package.module:function"),
-        ("jugde", "--label jugde must be gold, or package.module:function"),
+        (None, "hold no gold, no judge is among ppo.rewards, and no --label was given. Give --label gold"),
+        ("gold", "--label gold: the samples of this run hold no gold. Give --label gold, where"),
+        ("judge", "--label judge: there are 0 judges among ppo.rewards, not one. Give --label gold"),
+        ("jugde", "--label jugde is nobody. Give --label gold"),
         ("nowhere:at_all", "importing nowhere raised ModuleNotFoundError"),
     ],
 )
