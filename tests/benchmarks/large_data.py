@@ -7,8 +7,8 @@ made twice, first with an empty cache: what the driver does with data before a r
 done before the learner starts (tokens, in as many processes as there are cores), and the learner itself, each in a process of
 its own. The model is tiny, so that what is seen is the data. Printed are, as JSON, seconds; seconds of CPU with those of the
 processes it started; the peak resident memory of a process by itself (`peak_mib`) and of the largest process it started
-(`children_peak_mib`); of the learner after its steps also what is its own alone (`own_mib`), since pages of a file that is
-memory-mapped are the system's to take back.
+(`children_peak_mib`, no less than its own when that started); of the learner after its steps also what is its own alone
+(`own_mib`), since pages of a file that is memory-mapped are the system's to take back.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def configuration(folder: Path, path: Path) -> RunConfig:
     )
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path) -> dict[str, Any]:
     from rayrlhf.data.tokenizer import train_tokenizer
     from rayrlhf.models.export import export_model
     from rayrlhf.models.load import make_policy
@@ -85,6 +85,7 @@ def make_model(folder: Path) -> None:
     write_pairs(folder / "few.jsonl", 2000)
     tokenizer = train_tokenizer([(folder / "few.jsonl").read_text()], vocab_size=4096)
     export_model(make_policy(INIT, tokenizer, seed=0), tokenizer, folder / "model")
+    return {}
 
 
 def driver(config: RunConfig) -> dict[str, Any]:
@@ -131,9 +132,13 @@ def learner(config: RunConfig, steps: int) -> dict[str, Any]:
 def _measured(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     found = work(*arguments)
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    # ru_maxrss begins with what the process was forked from, this one does not.
+    peak = next(
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return found | {
         "cpu_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-        "peak_mib": own.ru_maxrss / 2**10,
+        "peak_mib": int(peak) / 2**10,
         "children_peak_mib": children.ru_maxrss / 2**10,
     }
 
@@ -167,7 +172,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        make_model(Path(folder))
+        alone(make_model, Path(folder))
         for rows in options.rows:
             print(json.dumps(measure(Path(folder), rows, options.steps), indent=1), flush=True)
 

@@ -62,6 +62,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScoringWorker:
             "stages": ["ppo"],
             "model": {"path": str(tmp_path / "policy"), "max_length": 128},
             "data": {
+                "cache": str(tmp_path / "cache"),
                 "root": str(tmp_path),
                 "prompts": {"path": "prompts.jsonl", "format": "prompts"},
                 "heldout_fraction": 0.3,

@@ -42,7 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(model: Path, root: Path, *overrides: str) -> RunConfig:
     (root / "c.yaml").write_text(
         f"stages: [reward]\nmodel: {{path: {model}, max_length: 64}}\n"
-        f"data: {{root: {root}, preferences: {{path: p.jsonl, format: preferences}}, max_prompt_tokens: 40}}\n"
+        f"data: {{root: {root}, cache: {root}/cache, preferences: {{path: p.jsonl, format: preferences}}, "
+        "max_prompt_tokens: 40}\n"
         "sampling: {max_new_tokens: 16}\nwandb: {mode: disabled}\n"
     )
     return load_config(root / "c.yaml", overrides)

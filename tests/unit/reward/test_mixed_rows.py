@@ -62,6 +62,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
             "model": {"path": str(tmp_path / "policy"), "max_length": 128},
             "data": {
                 "root": str(tmp_path),
+                "cache": str(tmp_path / "cache"),
                 "prompts": {"path": "prompts.jsonl", "format": "prompts"},
                 "heldout_fraction": 1e-9,
             },
