@@ -64,12 +64,14 @@ class Refresh:
     heldout: float
     """Share of the prompts whose pairs judge, and do not teach."""
 
-    def check(self) -> None:
+    def check(self, config: RunConfig) -> None:
         """ConfigError for a number that is out of range."""
-        if self.pairs < 1 or self.replay < 0.0 or not 0.0 < self.heldout < 1.0:
+        least = config.data.heldout_fraction
+        if self.pairs < 1 or self.replay < 0.0 or not least <= self.heldout < 1.0:
             raise ConfigError(
                 f"--pairs {self.pairs} must be at least 1, --replay {self.replay:g} at least 0, and --heldout "
-                f"{self.heldout:g} between 0 and 1."
+                f"{self.heldout:g} below 1 and not below data.heldout_fraction={least:g} of the run, or prompts that judge the "
+                f"reward model would teach it."
             )
 
 
@@ -80,8 +82,8 @@ def refresh_reward_model(
 
     The model is that of a run of its own below the run's folder, refresh/reward_model. Raises one of our errors.
     """
-    asked.check()
     config = _config_of(run)
+    asked.check(config)
     with claimed(RunFolder(config).root):
         folder = RunFolder(config).root
         base = _base(config)

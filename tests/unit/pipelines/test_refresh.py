@@ -95,7 +95,8 @@ def test_a_run_under_way(run: Path) -> None:
 
 
 def test_numbers_out_of_range(run: Path) -> None:
-    assert "--heldout 1 between 0 and 1" in refused(str(run), "--heldout", "1")
+    assert "--heldout 1 below 1 and not below data.heldout_fraction=0.1" in refused(str(run), "--heldout", "1")
+    assert "prompts that judge the reward model would teach it" in refused(str(run), "--heldout", "0.05")
     assert "--pairs 0 must be at least 1" in refused(str(run), "--pairs", "0")
 
 
