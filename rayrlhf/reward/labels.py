@@ -29,17 +29,17 @@ _BINS = 6
 """Of updates, each a subset of the preferences that are made of the pairs."""
 
 
+Label = float | str
+"""The probability that the first response is the better one, 0.5 for a tie; or, in words, why there is none."""
+
+
 class Labeller(Protocol):
     """Compares responses."""
 
     name: str
 
-    def label(self, pairs: Sequence[AnswerPair]) -> list["Label"]:
-        """Of each pair, in order: the probability that its first response is the better one, 0.5 for a tie; or, in
-        words, why there is none."""
-
-
-Label = float | str
+    def label(self, pairs: Sequence[AnswerPair]) -> list[Label]:
+        """Of each pair, in order."""
 
 
 class GoldLabels:
