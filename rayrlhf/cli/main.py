@@ -80,6 +80,31 @@ def reward_curve(
         console.note(f"{write_curve_page(folder / 'learning_curve.html', points, run=loaded.name)}")
 
 
+@reward.command("refresh")
+def refresh_reward(
+    run_dir: Annotated[Path, typer.Argument(help="A finished run's folder, such as runs/quickstart.", metavar="RUN")],
+    overrides: Overrides = None,
+    label: Annotated[
+        str | None, typer.Option(help="Who says which is better: gold, judge, or package.module:function.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Of the policy's own responses, from all updates alike.")] = 4000,
+    replay: Annotated[float, typer.Option(help="Preferences of before that are mixed in, for each pair.")] = 1.0,
+    heldout: Annotated[float, typer.Option(help="Share of the prompts whose pairs judge and do not teach.")] = 0.25,
+    resume: Resume = False,
+) -> None:
+    """Train a run's reward model on with pairs of the policy's own responses; into RUN/refresh/reward_model."""
+    with clear_errors():
+        quiet_libraries()
+        from rayrlhf.pipelines.refresh import Refresh, refresh_reward_model
+        from rayrlhf.report.refresh_figures import accuracy_rows
+        from rayrlhf.telemetry.console import Console
+
+        asked = Refresh(label=label, pairs=pairs, replay=replay, heldout=heldout)
+        found = refresh_reward_model(run_dir, asked, overrides or [], resume=resume, arguments=sys.argv[1:])
+        Console().table("pairs in order", ["", "pairs", "before", "after"], accuracy_rows(found))
+        Console().note(f"rayrlhf swap-reward RUN {found['model']} has a run under way rewarded by it.")
+
+
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Run the stages the configuration names, in order: sft, reward, ppo (PPO, GRPO, RLOO or REINFORCE: ppo.advantage)."""

@@ -61,6 +61,8 @@ class RewardConfig(SupervisedConfig):
 
     base: str | None = None
     """Backbone to start from; default: the run's own sft/, else model.path."""
+    keep_head: bool = False
+    """`base` is a trained reward model: its heads and members are trained on, none is drawn anew."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest prompt plus response, in the reward model's tokens; default: model.max_length."""
     overlong: Literal["refuse", "drop", "cut"] = "refuse"
@@ -88,6 +90,14 @@ class RewardConfig(SupervisedConfig):
             raise ValueError(
                 f"reward.members={self.members} and reward.heads={self.heads} exclude each other: an ensemble is of "
                 f"models or of heads"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_head_to_keep(self) -> "RewardConfig":
+        if self.keep_head and self.base is None:
+            raise ValueError(
+                "reward.keep_head trains on with a trained reward model: give its directory as reward.base"
             )
         return self
 

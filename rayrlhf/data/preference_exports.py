@@ -1,12 +1,35 @@
-"""From preference records to the rows that other tools read."""
+"""From preference records to rows: those that other tools read, and this project's own, which loses nothing."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Literal
 
-from rayrlhf.data.schema import Message, Preference, PromptText
+from rayrlhf.data.schema import TOOLS, Message, Preference, PromptText
 from rayrlhf.data.tokenizer import prompt_as_text
 
 ExportFormat = Literal["rewardbench", "rewardbench2", "trl"]
+
+
+def own_row(record: Preference) -> dict[str, Any]:
+    """The row that is read back as the same record."""
+    prompt = record.prompt
+    row: dict[str, Any] = {}
+    if isinstance(prompt, list) and prompt and prompt[0]["role"] == TOOLS:
+        row["tools"] = json.loads(prompt[0]["content"])
+        prompt = prompt[1:]
+    row |= {
+        "prompt": prompt,
+        "responses": [
+            {key: value for key, value in asdict(response).items() if value is not None}
+            for response in record.responses
+        ],
+        "probability": record.probability,
+        "margin": record.margin,
+        "weight": record.weight,
+    }
+    optional = {"ranking": record.ranking, "reference": record.reference, "subset": record.subset}
+    return row | {key: value for key, value in optional.items() if value}
 
 
 def export_rows(record: Preference, form: ExportFormat, *, number: int) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from rayrlhf.learner.objectives import NextToken, PreferenceObjective
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
-from rayrlhf.models.load import load_critic, load_policy, make_critic, make_reward_model
+from rayrlhf.models.load import load_critic, load_policy, load_trained_heads, make_critic, make_reward_model
 from rayrlhf.models.lora import add_adapters
 from rayrlhf.types import PreferenceExample
 
@@ -41,15 +41,20 @@ def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLe
     )
 
 
-def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0) -> SupervisedLearner:
-    """The learner of one member of the reward-model ensemble."""
+def build_reward(
+    config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0, trained: str | None = None
+) -> SupervisedLearner:
+    """The learner of one member of the reward-model ensemble: on the backbone in `base_dir`, or from a `trained` one on."""
     tokenizer = load_tokenizer(base_dir)
     examples = encoded_preferences(config, base_dir)
     settings = LossSettings(**config.reward.loss.model_dump())
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
     train = share_of(examples.train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)
-    model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
+    if trained is not None:
+        model = load_trained_heads(trained)
+    else:
+        model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
     if config.reward.lora is not None:
         model = add_adapters(model, **config.reward.lora.model_dump(), seed=derive_seed(seed, "adapters"))
     return SupervisedLearner(

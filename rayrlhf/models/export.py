@@ -12,12 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.errors import ModelError
 from rayrlhf.models.attention import implementation
-from rayrlhf.models.heads import scalar_head
+from rayrlhf.models.heads import HEADS_FILE, scalar_head
 from rayrlhf.models.load import as_reward_model
 from rayrlhf.models.lora import has_adapters, merged
-
-HEADS_FILE = "heads/heads.safetensors"
-"""Below the model that is their mean: vLLM reads every weight file beside a configuration as the model's."""
 
 
 def export_model(

@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 
 from rayrlhf.errors import ModelError
 
+HEADS_FILE = "heads/heads.safetensors"
+"""Below the model that is their mean: vLLM reads every weight file beside a configuration as the model's."""
 _NAMES = ("score", "classifier", "classifier.out_proj")
 """What transformers calls them, by architecture."""
 
@@ -37,3 +39,13 @@ def apply_head(head: nn.Linear, hidden: Float[Tensor, "*shape hidden"]) -> Float
     with torch.autocast(hidden.device.type, enabled=False):
         bias = None if head.bias is None else head.bias.float()
         return nn.functional.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
+
+
+def put_heads(model: PreTrainedModel, heads: Float[Tensor, "heads hidden"]) -> None:
+    """Put several trained heads in the place of their mean."""
+    mean = scalar_head(model)
+    many = nn.Linear(mean.in_features, heads.shape[0], bias=False, dtype=mean.weight.dtype)
+    with torch.no_grad():
+        many.weight.copy_(heads)
+    name = next(name for name, module in model.named_modules() if module is mean)
+    setattr(model, name, many)

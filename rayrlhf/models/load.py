@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
 from rayrlhf.errors import ModelError, in_one_line
 from rayrlhf.models.attention import check_attention, implementation
 from rayrlhf.models.classes import causal_class, decoder_config, scalar_class
-from rayrlhf.models.heads import scalar_head
+from rayrlhf.models.heads import HEADS_FILE, put_heads, scalar_head
 
 UNLOADABLE = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError, ImportError, SafetensorError,
@@ -149,6 +150,15 @@ def load_reward_model(path: str, *, dtype: torch.dtype = torch.float32) -> PreTr
         raise ModelError(
             f"The reward model {path} lacks the weights {_some(missing)}: it is not a trained reward model."
         )
+    return model
+
+
+def load_trained_heads(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A trained reward model with the heads it was trained with, where these are several: the plain model is their mean."""
+    model = load_reward_model(path, dtype=dtype)
+    several = Path(path, HEADS_FILE)
+    if several.exists():
+        put_heads(model, load_file(several)["heads"])
     return model
 
 

@@ -147,13 +147,13 @@ def _check_rewards(config: RunConfig) -> list[str]:
         elif isinstance(term, HttpReward | JudgeReward):
             if isinstance(term, JudgeReward) and term.key_env is not None and existing_address(config) is None:
                 key_in(term.key_env)
-            warnings += [told for url in term.urls if (told := _unreachable(url)) is not None]
+            warnings += [told for url in term.urls if (told := unreachable(url)) is not None]
     if warnings and existing_address(config) is None:
         raise ResourceError(f"{warnings[0][0].upper()}{warnings[0][1:]}.")
     return warnings
 
 
-def _unreachable(url: str) -> str | None:
+def unreachable(url: str) -> str | None:
     """Why no request will reach a reward server, as far as this machine can tell."""
     try:
         place = urlsplit(url)

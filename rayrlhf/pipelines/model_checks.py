@@ -8,7 +8,8 @@ from rayrlhf.errors import ModelError
 from rayrlhf.models.checks import check_backbone, check_init, check_judge, check_policy, check_scorer
 from rayrlhf.models.classes import decoder_config
 from rayrlhf.models.device import resolve_dtype_name
-from rayrlhf.models.load import check_model_dir, read_config, reason_of
+from rayrlhf.models.load import check_model_dir, check_reward_model, read_config, reason_of
+from rayrlhf.reward.model import members_and_heads
 from rayrlhf.reward.questions import OPTIONS
 from rayrlhf.reward.verify import template_fault
 from rayrlhf.rollout.chat import answer_tokens
@@ -30,6 +31,8 @@ def check_models(config: RunConfig) -> list[str]:
     base = config.reward.base or config.model.path
     if "reward" in config.stages and base is not None:
         check_model_dir(base, role="reward model backbone")
+        if config.reward.keep_head:
+            _check_trained(config, base)
         tokenizer = load_tokenizer(base)
         notes += check_backbone(base, tokenizer, max_length=config.reward_max_length)
         fault = template_fault(tokenizer, config.data.reading)
@@ -72,6 +75,17 @@ def policy_config(config: RunConfig) -> PretrainedConfig:
     except Exception as error:  # a configuration class may raise anything for values of other people
         raise ModelError(f"No model can be made from model.init={config.model.init}: {reason_of(error)}.") from error
     return decoder_config(made)
+
+
+def _check_trained(config: RunConfig, base: str) -> None:
+    """ModelError unless `base` is a reward model of as many members and heads as are to be trained on."""
+    check_reward_model(base)
+    found, asked = members_and_heads(base), (config.reward.members, config.reward.heads)
+    if found != asked:
+        raise ModelError(
+            f"The reward model {base} has {found[0]} members of {found[1]} heads, and reward.keep_head=true asks to go on "
+            f"from {asked[0]} of {asked[1]} (reward.members, reward.heads)."
+        )
 
 
 def _judges(config: RunConfig) -> list[tuple[JudgeReward, str]]:

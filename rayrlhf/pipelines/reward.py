@@ -22,7 +22,7 @@ from rayrlhf.learner.supervised import SupervisedLearner
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import tracks
 from rayrlhf.pipelines.supervised import Trained, base_directory, encode_first, train
-from rayrlhf.reward.model import MEMBERS
+from rayrlhf.reward.model import member_directory
 from rayrlhf.reward.package import package
 
 _FIGURES = ("nll", "ece", "temperature", "balanced_accuracy", "label_auroc", "rating_spearman")
@@ -73,7 +73,8 @@ def threads_of_each(learner: LearnerConfig, cores: float) -> int:
 
 
 def _build(config: RunConfig, ranks: Ranks, *, base_dir: str, member: int) -> SupervisedLearner:
-    return build_reward(config, base_dir=base_dir, ranks=ranks, member=member)
+    trained = member_directory(base_dir, member) if config.reward.keep_head else None
+    return build_reward(config, base_dir=base_dir, ranks=ranks, member=member, trained=trained)
 
 
 async def _backbone(context: RunContext) -> str:
@@ -93,7 +94,7 @@ def _assemble(models: list[Path], building: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
         models[0].rename(building)
     for number, model in enumerate(models[1:], start=1):
-        target = building / MEMBERS / f"{number:02d}"
+        target = Path(member_directory(str(building), number))
         if model.exists():
             target.parent.mkdir(exist_ok=True)
             model.rename(target)

@@ -48,6 +48,8 @@ class RunRecord:
     """The resolved configuration; empty where there is none."""
     evaluation: Row
     """What evaluation.json of the reward model holds; empty where there is none."""
+    refresh: Row
+    """What refresh.json holds: the reward model judged by the policy's own pairs; empty where there is none."""
     exported_step: int | None
     """The evaluation whose policy was exported; None where the stage has not ended."""
     failure: str | None
@@ -117,6 +119,7 @@ def read_run(run_dir: Path) -> RunRecord:
         summary=summary,
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         evaluation=_json(run_dir / "reward_model" / "evaluation.json"),
+        refresh=_json(run_dir / "refresh.json"),
         exported_step=exported,
         failure=_failure(_json(run_dir / "failure.json"), stages),
         events=tuple(read_events(run_dir)),

@@ -14,8 +14,9 @@ from rayrlhf.report.figures import (
     update_figures,
 )
 from rayrlhf.report.page import figures, tile, tiles, write_page
+from rayrlhf.report.refresh_figures import refresh_figures, refresh_finding
 from rayrlhf.report.reward_figures import evaluation_figures
-from rayrlhf.report.verdict import judge, signed
+from rayrlhf.report.verdict import Verdict, judge, signed
 from rayrlhf.report.watched import watched_findings
 from rayrlhf.report.worker_figures import happened
 from rayrlhf.telemetry.console import format_bytes, format_duration
@@ -38,6 +39,7 @@ def write_report(run_dir: Path) -> Path:
         _before_and_after(record),
         figures(_supervised_title(record), supervised_figures(record)),
         figures("The reward model, judged by held-out preferences", evaluation_figures(record.evaluation)),
+        _home(record),
         figures("The updates", update_figures(record)),
         figures("The machine", system_figures(record)),
         happened(record),
@@ -160,9 +162,18 @@ def _gold_tile(facts: Row, course: str) -> str:
 def _verdict(record: RunRecord) -> str:
     verdict = judge(record)
     found = [*([] if verdict is None else [verdict]), *watched_findings(record)]
-    return "".join(
-        f'<p class="card verdict {one.tone}"><b>{escape(one.headline)}.</b> {escape(one.sentence)}</p>' for one in found
-    )
+    return "".join(map(_paragraph, found))
+
+
+def _paragraph(one: Verdict) -> str:
+    return f'<p class="card verdict {one.tone}"><b>{escape(one.headline)}.</b> {escape(one.sentence)}</p>'
+
+
+def _home(record: RunRecord) -> str:
+    if not record.refresh:
+        return ""
+    drawn = figures("How far the reward model is from home", refresh_figures(record.refresh))
+    return drawn + _paragraph(refresh_finding(record.refresh))
 
 
 def _before_and_after(record: RunRecord) -> str:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayrlhf.algorithms.ensemble import Combination
@@ -20,10 +19,9 @@ from rayrlhf.data.schema import PromptText
 from rayrlhf.data.tokenizer import load_tokenizer
 from rayrlhf.errors import ModelError
 from rayrlhf.models.device import resolve_device, resolve_dtype
-from rayrlhf.models.export import HEADS_FILE
 from rayrlhf.models.forward import sequence_scores
-from rayrlhf.models.heads import scalar_head
-from rayrlhf.models.load import load_reward_model
+from rayrlhf.models.heads import HEADS_FILE, scalar_head
+from rayrlhf.models.load import load_trained_heads
 from rayrlhf.reward.stats import load_stats, reading_of
 from rayrlhf.reward.terms import ScoreRequest, TermScore, missing
 from rayrlhf.types import MicroBatch
@@ -93,11 +91,7 @@ class RewardModel:
         return torch.cat([column.view(len(batch.indices), -1) for column in columns], dim=1)
 
     def _load(self, directory: str) -> PreTrainedModel:
-        model = load_reward_model(directory, dtype=self._dtype)
-        heads = Path(directory) / HEADS_FILE
-        if heads.exists():
-            _use_heads(model, load_file(heads)["heads"])
-        return model.to(self._device)
+        return load_trained_heads(directory, dtype=self._dtype).to(self._device)
 
 
 class ModelTerm:
@@ -170,14 +164,16 @@ class ModelTerm:
             return f"{self._model.directory} cannot read sample {request.name}: {reason}"
 
 
-def _use_heads(model: Any, heads: Tensor) -> None:
-    """Put the trained heads in the place of their mean."""
-    mean = scalar_head(model)
-    many = nn.Linear(mean.in_features, heads.shape[0], bias=False, dtype=mean.weight.dtype)
-    with torch.no_grad():
-        many.weight.copy_(heads)
-    name = next(name for name, module in model.named_modules() if module is mean)
-    setattr(model, name, many)
+def member_directory(directory: str, number: int) -> str:
+    """Where a member of the ensemble in `directory` lies; the first is the directory's own model."""
+    return str(Path(directory, MEMBERS, f"{number:02d}")) if number else directory
+
+
+def members_and_heads(directory: str) -> tuple[int, int]:
+    """How many whole models a reward model's directory holds, and how many heads the first of them has."""
+    path = Path(directory, HEADS_FILE)
+    heads = int(load_file(path)["heads"].shape[0]) if path.exists() else 1
+    return 1 + len(_member_directories(directory)), heads
 
 
 def _member_directories(directory: str) -> list[str]:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from rayrlhf.learner.base import prepare_base
 from rayrlhf.learner.build import build_reward, build_sft
 from rayrlhf.learner.objectives import NextToken
 from rayrlhf.learner.supervised import SupervisedLearner, some_of
+from rayrlhf.reward.model import RewardModel
 from rayrlhf.telemetry.metrics import check_names
 from rayrlhf.types import Example, PreferenceExample
 
@@ -231,8 +233,8 @@ def test_a_row_that_fits_no_micro_batch_is_told_before_training() -> None:
         )
 
 
-def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
-    settings = run_config(
+def _small_run(tmp_path: Path, **reward: Any) -> RunConfig:
+    return run_config(
         data={
             "task": {"name": "innkeeper", "demonstrations": 60, "preferences": 60},
             "max_prompt_tokens": 100,
@@ -244,9 +246,13 @@ def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
             "max_length": 400,
         },
         sft={"micro_batch_tokens": 4096, "prompts_per_step": 8},
-        reward={"micro_batch_tokens": 4096, "prompts_per_step": 8},
+        reward={"micro_batch_tokens": 4096, "prompts_per_step": 8, **reward},
         ppo={"micro_batch_tokens": 4096},
     )
+
+
+def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
+    settings = _small_run(tmp_path)
     prepare_base(settings, str(tmp_path / "base"))
     sft = build_sft(settings, base_dir=str(tmp_path / "base"), ranks=ALONE)
     assert sft.train_step()["policy/nll"] > 0
@@ -256,6 +262,27 @@ def test_factory_builds_both_stages_from_directories(tmp_path: Path) -> None:
     found = parameters(reward._core.model)
     assert all(torch.equal(found[name], value) for name, value in trained.items() if name != "lm_head.weight")
     assert reward.train_step()["reward/loss"] == pytest.approx(0.69, abs=0.4)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_trained_reward_model_is_trained_on_with_its_heads(tmp_path: Path, heads: int) -> None:
+    settings = _small_run(tmp_path, heads=heads)
+    prepare_base(settings, str(tmp_path / "base"))
+    first = build_reward(settings, base_dir=str(tmp_path / "base"), ranks=ALONE)
+    first.export(str(tmp_path / "first"))
+    second = build_reward(settings, base_dir=str(tmp_path / "first"), ranks=ALONE, trained=str(tmp_path / "first"))
+    before, after = parameters(first._core.model), parameters(second._core.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    second.train_step()
+    second.export(str(tmp_path / "second"))
+    text = np.array([5, 6, 7], dtype=np.int32)
+    old, new = (
+        RewardModel(str(tmp_path / name), device="cpu", dtype="auto", micro_batch_tokens=64).score([text])
+        for name in ("first", "second")
+    )
+    assert old.shape == new.shape == (1, heads)
+    assert not np.array_equal(old, new)
 
 
 def test_an_evaluation_takes_some_of_the_rows_always_the_same() -> None:
