@@ -27,7 +27,7 @@ from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
 from rayrlhf.pipelines.plan import Plan
 from rayrlhf.reward.importable import check_importable
-from rayrlhf.reward.stats import load_stats
+from rayrlhf.reward.stats import is_ensemble, load_stats
 
 _SERVER_SECONDS = 5.0
 
@@ -137,6 +137,22 @@ def _check_own_models(config: RunConfig, origins: _Origins) -> None:
                 f"PPO needs a reward model and {RunFolder(config).model_dir('reward_model')} is not there: run the reward "
                 f"stage first, or give the path of one in ppo.rewards=[{{kind: model, path: ...}}]."
             )
+    _check_uncertainty(config, origins)
+
+
+def _check_uncertainty(config: RunConfig, origins: _Origins) -> None:
+    """ConfigError where advantages are to be weighted by a spread that no term has."""
+    if not config.ppo.uncertainty_weight:
+        return
+    made = config.reward.members > 1 or config.reward.heads > 1
+    for term in config.ppo.reward_models:
+        directory = term.path or origins.own("reward")
+        if made if directory is None else is_ensemble(directory):
+            return
+    raise ConfigError(
+        f"ppo.uncertainty_weight={config.ppo.uncertainty_weight:g} weighs by how far the members of an ensemble differ, and no "
+        f"term of ppo.rewards is one: train one with reward.members or reward.heads, or set it to 0."
+    )
 
 
 def _check_rewards(config: RunConfig) -> list[str]:
