@@ -116,11 +116,18 @@ def tokenize_prompts(
 
 
 def tokenize_both(
-    tokenize: Tokenize[Row, Record], split: Split[Row], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+    tokenize: Tokenize[Row, Record],
+    split: Split[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    *,
+    reader: str | None = None,
 ) -> Split[Record]:
-    """Both parts of a source; how many rows may be bad is a share of the whole."""
+    """Both parts of a source; how many rows may be bad is a share of the whole. `reader` names whose tokenizer it is, where
+    there are several."""
     total = len(split.train) + len(split.heldout)
-    bad = BadRows(what="the training and held-out rows", allowed=config.data.max_bad_rows, total=total)
+    what = "the training and held-out rows" + (f", as {reader} reads them," if reader is not None else "")
+    bad = BadRows(what=what, allowed=config.data.max_bad_rows, total=total)
     train, heldout = (tokenize(rows, tokenizer, config, bad) for rows in (split.train, split.heldout))
     bad.tell()
     return Split(train=train, heldout=heldout, told=split.told)

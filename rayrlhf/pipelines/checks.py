@@ -2,7 +2,7 @@
 
 import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ from rayrlhf.config import FunctionReward, HttpReward, MetricReward, RunConfig, 
 from rayrlhf.errors import ConfigError, ResourceError
 from rayrlhf.models.checks import check_scorer
 from rayrlhf.models.load import check_loadable
-from rayrlhf.models.size import count_parameters
+from rayrlhf.models.size import count_parameters, count_reward_parameters
 from rayrlhf.pipelines.data_checks import DataCheck, FoundData
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
@@ -62,11 +62,7 @@ def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = Fa
     warnings = _check_rewards(config)
     report, config = _preflight(config)
     report.warnings.extend(warnings)
-    plan = Plan(
-        parameters=count_parameters(config.model),
-        device=report.device,
-        rows={stage: found.rows for stage, found in data.items()},
-    )
+    plan = replace(_plan(config, report.device), rows={stage: found.rows for stage, found in data.items()})
     return Checked(config=config, plan=plan, preflight=report, notes=notes, data=data)
 
 
@@ -186,6 +182,15 @@ def _unreachable(url: str) -> str | None:
     return None
 
 
+def _plan(config: RunConfig, device: str) -> Plan:
+    bases = config.reward.bases if "reward" in config.stages else []
+    return Plan(
+        parameters=count_parameters(config.model),
+        device=device,
+        backbones=tuple(count_reward_parameters(base) for base in bases),
+    )
+
+
 def _preflight(config: RunConfig) -> tuple[Preflight, RunConfig]:
     """What the machine or cluster lacks for this run, and the configuration with each role's share of it."""
     address = existing_address(config)
@@ -194,7 +199,7 @@ def _preflight(config: RunConfig) -> tuple[Preflight, RunConfig]:
     nodes = [local_node()] if address is None else cluster_nodes()
     device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
     check_engine_limits(config, device=device)
-    plan = Plan(parameters=count_parameters(config.model), device=device)
+    plan = _plan(config, device)
     output_dir = Path(config.output_dir)
     config = with_shares(config, nodes, device=device if config.device == "auto" else config.device)
     report = inspect(config, nodes, output_dir=output_dir, object_store_need=plan.object_store_bytes(config))

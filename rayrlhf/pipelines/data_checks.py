@@ -15,6 +15,8 @@ from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
 from rayrlhf.errors import DataError
+from rayrlhf.models.members import model_directories
+from rayrlhf.pipelines.model_checks import reward_bases
 from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.reward.stats import reading_of
 
@@ -37,8 +39,7 @@ class FoundData:
 
     def sentences(self) -> list[str]:
         """What to tell whoever starts the run."""
-        shown = self.example if len(self.example) <= _SHOWN else self.example[:_SHOWN] + " ..."
-        return [*self.told, f"for example: {shown!r}"] if self.told else []
+        return [*self.told, f"for example: {_shortened(self.example)!r}"] if self.told else []
 
 
 @dataclass(kw_only=True)
@@ -82,7 +83,8 @@ class DataCheck:
         rows = [*prompts.train, *prompts.heldout]
         if all(isinstance(row.prompt, str) for row in rows):
             return
-        for path in [term.path for term in self.config.ppo.reward_models if term.path is not None]:
+        given = [term.path for term in self.config.ppo.reward_models if term.path is not None]
+        for path in [own for directory in given for own in model_directories(directory)]:
             tokenizer, reading = load_tokenizer(path), reading_of(path)
             bad = BadRows(
                 what=f"the prompts, as {path} reads them,", allowed=self.config.data.max_bad_rows, total=len(rows)
@@ -93,20 +95,26 @@ class DataCheck:
     def _describe(self, stage: Stage, split: Split[Any]) -> FoundData:
         if not split.told:
             return FoundData(rows=len(split.train), told=[])
-        path = self._tokenizer_path(stage)
-        tokenizer = None if path is None else load_tokenizer(path)
+        tokenizers = {path: load_tokenizer(path) for path in self._readers(stage)}
         told = [f"data for {stage}: {split.told[0]}", *split.told[1:]]
         plain = all(isinstance(row.prompt, str) for row in split.train) and any(row.prompt for row in split.train)
-        if plain and tokenizer is not None and tokenizer.chat_template is not None:
-            told.append(_of_plain_prompts(self.config, str(path)))
-        example = self._example(split.train, tokenizer)
+        told += [
+            _of_plain_prompts(self.config, path)
+            for path, tokenizer in tokenizers.items()
+            if plain and tokenizer.chat_template is not None
+        ]
+        example, *others = [self._example(split.train, own) for own in tokenizers.values() or [None]]
+        for path, other in zip([*tokenizers][1:], others, strict=True):
+            told.append(f"{path} reads the example below as {_shortened(other)!r}")
         return FoundData(rows=len(split.train), told=told, example=example)
 
-    def _tokenizer_path(self, stage: Stage) -> str | None:
+    def _readers(self, stage: Stage) -> list[str]:
         """Whose tokens the stage's records become, where that exists already."""
         if stage == "ppo":
-            return self.policy_dir
-        return (self.config.reward.base if stage == "reward" else None) or self.config.model.path
+            return [] if self.policy_dir is None else [self.policy_dir]
+        if stage == "reward":
+            return list(dict.fromkeys(reward_bases(self.config)))
+        return [] if self.config.model.path is None else [self.config.model.path]
 
     def _example(self, rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> str:
         for row in rows[:20]:
@@ -115,6 +123,10 @@ class DataCheck:
             except UnusableRowError:
                 continue  # counted when all are encoded
         return ""
+
+
+def _shortened(example: str) -> str:
+    return example if len(example) <= _SHOWN else example[:_SHOWN] + " ..."
 
 
 def _of_plain_prompts(config: RunConfig, path: str) -> str:

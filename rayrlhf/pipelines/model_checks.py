@@ -25,8 +25,7 @@ def check_models(config: RunConfig) -> list[str]:
             notes += check_policy(path, tokenizer, max_length=config.model.max_length, with_critic=with_critic)
     else:
         notes += check_init(policy_config(config), stages=list(config.stages), with_critic=with_critic)
-    base = config.reward.base or config.model.path
-    if "reward" in config.stages and base is not None:
+    for base in dict.fromkeys(reward_bases(config)) if "reward" in config.stages else ():
         check_model_dir(base, role="reward model backbone")
         tokenizer = load_tokenizer(base)
         notes += check_backbone(base, tokenizer, max_length=config.reward_max_length)
@@ -36,6 +35,11 @@ def check_models(config: RunConfig) -> list[str]:
     for path in _scorers(config):
         check_scorer(path, max_length=config.model.max_length)
     return list(dict.fromkeys(notes))
+
+
+def reward_bases(config: RunConfig) -> list[str]:
+    """The backbone of each reward model that the run trains; empty where the run makes it."""
+    return config.reward.bases or ([] if config.model.path is None else [config.model.path] * config.reward.members)
 
 
 def check_engine_limits(config: RunConfig, *, device: str) -> None:

@@ -139,7 +139,7 @@ def test_a_reward_model_reads_control_strings_as_it_was_trained_to(tmp_path: Pat
         reading=Reading(special_tokens_in_text=special),
     ).save(tmp_path / "reward")
     model = RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64)
-    ids = model.encode("two", " four <answer>").tolist()
+    ids = model.encode("two", " four <answer>")[0].tolist()
     assert (own.convert_tokens_to_ids("<answer>") in ids) == (special == "encode")
 
 
