@@ -82,3 +82,15 @@ def test_what_the_loss_cannot_learn_from_is_told_or_refused(model: Path, tmp_pat
         found(model, tmp_path, pairs(), "reward.loss.kind=scaled")
     with pytest.raises(DataError, match=r"All 100 records of p\.jsonl have a weight of 0"):
         found(model, tmp_path, pairs(weight=0.0))
+
+
+def test_the_example_is_shown_as_each_backbone_reads_it(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tokenizer = train_tokenizer(["red"], vocab_size=270)
+    make_policy(SHAPE, tokenizer, seed=1).save_pretrained(other)
+    tokenizer.eos_token = "<|end|>"
+    tokenizer.save_pretrained(other)
+    told = found(model, tmp_path, pairs(), f"reward.base=[{model}, {other}, {model}]").sentences()
+    assert sum("reads the example below as" in sentence for sentence in told) == 1
+    assert told[-2] == f"{other} reads the example below as 'red redred<|end|>'"
+    assert told[-1] == "for example: 'red redred<|endoftext|>'"
