@@ -197,5 +197,6 @@ def test_a_prompt_that_a_reward_models_template_refuses_has_no_score_and_says_wh
         "cannot read sample s1: the chat template refuses it: no system role (data.roles=merge joins turns that it does not "
         "take)"
     )
-    assert first.value == second.value == pytest.approx(float(model.score([model.encode(turns[1:], "it")])[0, 0]))
+    alone = float(model.score([model.encode(turns[1:], "it")])[0, 0])
+    assert [first.value, second.value] == pytest.approx([alone, alone])
     assert [score.value for score in term.score(requests[1:2])] == [None]
