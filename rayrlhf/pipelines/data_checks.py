@@ -14,7 +14,7 @@ from rayrlhf.data.exchange import encode_exchange, encode_judged, encode_prompt
 from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow, Split
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
-from rayrlhf.errors import DataError
+from rayrlhf.errors import DataError, ModelError
 from rayrlhf.models.members import model_directories
 from rayrlhf.pipelines.model_checks import reward_bases
 from rayrlhf.pipelines.prompts import load_prompt_set
@@ -103,7 +103,7 @@ class DataCheck:
             for path, tokenizer in tokenizers.items()
             if plain and tokenizer.chat_template is not None
         ]
-        example, *others = [self._example(split.train, own) for own in tokenizers.values() or [None]]
+        example, *others = [self._example(split.train, path, own) for path, own in tokenizers.items() or [("", None)]]
         for path, other in zip([*tokenizers][1:], others, strict=True):
             told.append(f"{path} reads the example below as {_shortened(other)!r}")
         return FoundData(rows=len(split.train), told=told, example=example)
@@ -116,12 +116,14 @@ class DataCheck:
             return list(dict.fromkeys(reward_bases(self.config)))
         return [] if self.config.model.path is None else [self.config.model.path]
 
-    def _example(self, rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> str:
+    def _example(self, rows: Sequence[Record], path: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
         for row in rows[:20]:
             try:
                 return _as_text(row) if tokenizer is None else _as_tokens(row, tokenizer, self.config)
             except UnusableRowError:
                 continue  # counted when all are encoded
+            except ModelError as error:
+                raise ModelError(f"{path} cannot read the data: {error}") from error
         return ""
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,16 @@ class Reader:
         self.directory = directory
         self.reading = reading
         self.tokenizer = load_tokenizer(directory)
+        self.embeddings = sys.maxsize
+        """Ids below this one have an embedding in every model that it reads for."""
+        self.positions: int | None = None
+        """Tokens that every such model has a learnt position for; None where none limits them."""
+
+    def read_for(self, model: PreTrainedModel) -> None:
+        """Keep to the limits of this model too."""
+        self.embeddings = min(self.embeddings, model.get_input_embeddings().weight.shape[0])
+        lengths = [length for length in (self.positions, learnt_positions(model)) if length is not None]
+        self.positions = min(lengths, default=None)
 
     def encode(self, prompt: PromptText, response: str, *, finished: bool = True) -> np.ndarray:
         """Ids of a prompt and a response; one that was cut has no end."""
@@ -95,7 +106,9 @@ class RewardModel:
             own = Reader(path, self.reading)
             reader = next((known for known in self.readers if known.reads_as(own)), own)
             self.readers += [] if reader in self.readers else [reader]
-            self._members.append(_Member(directory=path, reader=reader, model=self._load(path)))
+            model = self._load(path)
+            reader.read_for(model)
+            self._members.append(_Member(directory=path, reader=reader, model=model))
 
     @property
     def models(self) -> int:
@@ -111,16 +124,6 @@ class RewardModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The plain model's."""
         return self.readers[0].tokenizer
-
-    def embeddings(self, reader: Reader) -> int:
-        """Ids below this one have an embedding in every model that reads by `reader`."""
-        own = [member.model for member in self._members if member.reader is reader]
-        return min(model.get_input_embeddings().weight.shape[0] for model in own)
-
-    def positions(self, reader: Reader) -> int | None:
-        """Tokens that every model that reads by `reader` has a position for; None where nothing limits them."""
-        own = [learnt_positions(member.model) for member in self._members if member.reader is reader]
-        return min((length for length in own if length is not None), default=None)
 
     def alone(self, number: int) -> "RewardModel":
         """One of the whole models as a reward model of its own."""
@@ -161,7 +164,10 @@ class RewardModel:
     @torch.inference_mode()
     def _score(self, member: _Member, sequences: Sequence[np.ndarray], units: Sequence[int]) -> np.ndarray:
         scores = np.empty((len(sequences), member.columns), dtype=np.float32)
-        for indices in plan_by_unit([len(s) for s in sequences], units, max_tokens=self._micro_batch_tokens):
+        lengths = [len(sequence) for sequence in sequences]
+        # A text may be longer here than for the policy, whose tokens the budget was checked against: it goes alone.
+        budget = max(self._micro_batch_tokens, *lengths, 0)
+        for indices in plan_by_unit(lengths, units, max_tokens=budget):
             batch = collate(sequences, [1] * len(sequences), indices).to(self._device)
             scores[indices] = sequence_scores(member.model, batch).view(len(indices), -1).cpu().numpy()
         return scores
@@ -251,12 +257,11 @@ class ModelTerm:
         # Of a conversation it reads what the template writes, as in training; a policy stops where its turn ends. A policy
         # with padded embeddings may sample ids that neither tokenizer knows.
         plain = isinstance(request.prompt, str) and reader.reading.plain_prompts == "text"
-        if plain and alike and request.token_ids.max() < self._model.embeddings(reader):
+        if plain and alike and request.token_ids.max() < reader.embeddings:
             return request.token_ids
         ids = reader.encode(request.prompt, request.response, finished=request.finished)
-        limit = self._model.positions(reader)
-        if limit is not None and len(ids) > limit:
-            raise UnusableRowError(f"it has {len(ids)} tokens there and the model {limit} positions")
+        if reader.positions is not None and len(ids) > reader.positions:
+            raise UnusableRowError(f"it has {len(ids)} tokens there and the model {reader.positions} positions")
         return ids
 
 

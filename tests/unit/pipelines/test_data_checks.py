@@ -8,7 +8,7 @@ import pytest
 
 from rayrlhf.config import RunConfig, load_config
 from rayrlhf.data.tokenizer import train_tokenizer
-from rayrlhf.errors import DataError
+from rayrlhf.errors import DataError, ModelError
 from rayrlhf.models.load import make_policy
 from rayrlhf.pipelines.data_checks import DataCheck, FoundData
 
@@ -95,3 +95,6 @@ def test_the_example_is_shown_as_each_backbone_reads_it(model: Path, tmp_path: P
     assert told[-1].endswith("red<|endoftext|>'")
     shown = told[-1].removeprefix("for example: ").replace("<|endoftext|>", "<|end|>")
     assert told[-2] == f"{other} reads the example below as {shown}"
+    chat = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in pairs()]
+    with pytest.raises(ModelError, match=rf"{other} cannot read the data: .* no chat template"):
+        found(model, tmp_path, chat, f"reward.base=[{model}, {other}]")

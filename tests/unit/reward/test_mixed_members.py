@@ -24,7 +24,7 @@ from rayrlhf.models.export import export_reward_model
 from rayrlhf.models.load import make_reward_model
 from rayrlhf.reward.batch import Scoring, score_file
 from rayrlhf.reward.judge import judge, score_preferences
-from rayrlhf.reward.model import ModelTerm
+from rayrlhf.reward.model import ModelTerm, RewardModel
 from rayrlhf.reward.package import save_stats
 from rayrlhf.reward.stats import load_stats
 from rayrlhf.reward.terms import ScoreRequest
@@ -174,3 +174,11 @@ def test_a_member_that_is_lost_or_no_reward_model_is_found(mixed: Path, tmp_path
     shutil.rmtree(copied / "members")
     with pytest.raises(ModelError, match=r"has 1 members and its reward_stats.json tells of 3"):
         term(copied)
+
+
+def test_a_text_longer_than_the_budget_of_a_micro_batch_is_read_alone(mixed: Path) -> None:
+    """The budget holds the longest text of the policy's tokens; a member's tokenizer may need more of them."""
+    small = RewardModel(str(mixed), device="cpu", dtype="float32", micro_batch_tokens=8)
+    texts = [small.encode(row.prompt, row.chosen) for row in preferences(4)]
+    assert max(len(text[0]) for text in texts) > 8
+    np.testing.assert_allclose(small.score(texts), load(mixed).score(texts), atol=1e-5)

@@ -225,7 +225,7 @@ def test_ids_beyond_the_models_embeddings_are_read_as_text(good: Path) -> None:
     model = load(good)
     term = ModelTerm(model, combination="mean", penalty=0.0, policy_tokenizer=tokenizer(), standardize=False)
     ids = np.array([*tokenizer()("the inn has").input_ids, tokenizer().eos_token_id], dtype=np.int32)
-    unknown = np.insert(ids, 2, model.embeddings(model.readers[0]) + 7)
+    unknown = np.insert(ids, 2, model.readers[0].embeddings + 7)
     scores = [
         term.score(
             [ScoreRequest(name="s", prompt="", response="the inn has", token_ids=own, finished=True, reference=None)]
