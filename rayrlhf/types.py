@@ -162,7 +162,8 @@ class ScoredTrajectory:
     terms: dict[str, float] = field(default_factory=dict)
     """The own value of each term that scores its prompt."""
     spread: float | None = None
-    """Standard deviation over the members of an ensemble; None for a single reward model."""
+    """Standard deviation over the standardised members of an ensemble, the largest where several score it; None where
+    none does."""
     comparisons: Comparisons | None = None
     """Of it by judges; None where no judge is among the rewards."""
     ref_logprobs: Float32[np.ndarray, " response"]

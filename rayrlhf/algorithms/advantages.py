@@ -68,6 +68,17 @@ def group_advantages(
     return advantages.to(scores.dtype)
 
 
+def certainty_weights(spreads: Float[Tensor, " batch"], *, weight: float) -> Float[Tensor, " batch"]:
+    """1 / (1 + weight x spread^2): what is left of a sample's part in the policy's objective; 1 where the spread is NaN.
+
+    `spreads` are standard deviations over the members of an ensemble, which are standardised. Up to its constant this is
+    the inverse-variance weight 1 / (variance + xi) of Mai et al. 2022 (section 4), xi = 1 / weight, scaled to be 1 where
+    all members agree and not to sum to 1 over the batch: of a batch that is doubtful as a whole less is learned. At
+    weight 1 it is the share of a score's variance that is signal, for a signal of variance 1 and noise of spread^2.
+    """
+    return torch.where(spreads.isnan(), 1.0, 1.0 / (1.0 + weight * spreads.square()))
+
+
 def equal_scores(scores: Float[Tensor, " batch"], groups: Int[Tensor, " batch"]) -> Bool[Tensor, " groups"]:
     """For each group, in ascending order of its number, whether its scores are equal but for rounding in float32."""
     count, group = _numbered(groups)

@@ -1,6 +1,7 @@
 """How reward models are trained."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,12 +60,13 @@ class LoraConfig(Node):
 class RewardConfig(SupervisedConfig):
     """Reward-model training on preferences."""
 
-    base: str | None = None
-    """Backbone to start from; default: the run's own sft/, else model.path."""
+    base: str | list[str] | None = None
+    """Backbone to start from; default: the run's own sft/, else model.path. A list gives each member of an ensemble its own,
+    of any architecture and with any tokenizer: encoders beside decoders, other families and sizes."""
     keep_head: bool = False
-    """`base` is a trained reward model: its heads and members are trained on, none is drawn anew."""
+    """`base` is the directory of a trained reward model: its heads and members are trained on, none is drawn anew."""
     max_length: int | None = Field(default=None, ge=2)
-    """Longest prompt plus response, in the reward model's tokens; default: model.max_length."""
+    """Longest prompt plus response, in the tokens of each member's tokenizer; default: model.max_length."""
     overlong: Literal["refuse", "drop", "cut"] = "refuse"
     """What becomes of a row with a longer response: a bad row, a row left out, or its responses are cut at the limit and
     read without an end token. Either is counted and told."""
@@ -77,12 +79,33 @@ class RewardConfig(SupervisedConfig):
     keep_best: bool = True
     """Keep the weights of the evaluation with the least held-out loss, not the last."""
     members: int = Field(default=1, ge=1)
-    """Reward models of the ensemble: each with its own head, order and bootstrap sample of the preferences."""
+    """Reward models of the ensemble: each with its own head, order and bootstrap sample of the preferences; default: as many
+    as `base` lists, else 1."""
     heads: int = Field(default=1, ge=1)
     """Heads on one backbone, each with its own bootstrap weights: a cheap ensemble."""
     bootstrap: bool = True
     """Members and heads see resampled preferences; false: they differ by seed and order alone."""
     lora: LoraConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_member_for_each_base(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and isinstance(given.get("base"), list) and given.get("members") is None:
+            return {**given, "members": max(1, len(given["base"]))}
+        return given
+
+    @model_validator(mode="after")
+    def _as_many_bases_as_members(self) -> "RewardConfig":
+        if isinstance(self.base, list) and len(self.base) != self.members:
+            raise ValueError(
+                f"reward.base lists {len(self.base)} backbones for reward.members={self.members}: each member has one"
+            )
+        return self
+
+    @property
+    def bases(self) -> list[str]:
+        """The backbone of each member, where `base` says it."""
+        return [] if self.base is None else [self.base] * self.members if isinstance(self.base, str) else self.base
 
     @model_validator(mode="after")
     def _one_kind_of_ensemble(self) -> "RewardConfig":
@@ -95,7 +118,7 @@ class RewardConfig(SupervisedConfig):
 
     @model_validator(mode="after")
     def _a_head_to_keep(self) -> "RewardConfig":
-        if self.keep_head and self.base is None:
+        if self.keep_head and not isinstance(self.base, str):
             raise ValueError(
                 "reward.keep_head trains on with a trained reward model: give its directory as reward.base"
             )

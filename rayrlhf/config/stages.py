@@ -105,6 +105,11 @@ class PPOConfig(Node):
     whiten_advantages: bool = True
     """Mean 0 and variance 1 over the valid tokens of the whole batch; default: true for gae and reinforce, false for
     rloo and grpo, whose solved prompts a shift of that mean would push down."""
+    uncertainty_weight: float = Field(default=0.0, ge=0.0)
+    """w: the advantages of a response are multiplied by 1 / (1 + w x spread^2), last of all, so that it counts less the
+    less the members of an ensemble agree on it (inverse-variance weights, Mai et al. 2022); the spread is in standard
+    deviations of the held-out scores. Returns, baselines and a KL in the loss stay as they are; a KL in the reward is part
+    of the advantages. 0: not at all. Needs a reward model with members or heads among ppo.rewards."""
     scale: Literal["std", "none"] = "none"
     """grpo: divide each group's scores by their deviation (its default), or not (Dr. GRPO, Liu et al. 2025)."""
     loss_aggregation: Literal["token", "sequence"] = "token"

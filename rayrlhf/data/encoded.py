@@ -95,7 +95,11 @@ def encoded_prompts(config: RunConfig, tokenizer_dir: str) -> Encoded[Prompt]:
 def _encoded(config: RunConfig, name: Name, tokenizer_dir: str) -> Any:
     source, kind = open_source(config, name), _KINDS[name]
     reading = asdict(config.data.reading)
-    key = digest(source.key, tokenizer_digest(tokenizer_dir), reading, kind.limits(config), config.data.max_bad_rows)
+    several = name == "preferences" and len(set(config.reward.bases)) > 1
+    reader = tokenizer_dir if several else None
+    key = digest(
+        source.key, tokenizer_digest(tokenizer_dir), reading, kind.limits(config), config.data.max_bad_rows, reader
+    )
 
     def make(folder: Path) -> dict[str, Any]:
         jobs = [
@@ -103,7 +107,7 @@ def _encoded(config: RunConfig, name: Name, tokenizer_dir: str) -> Any:
             for part in PARTS
             for start in range(0, len(getattr(source, part)), _CHUNK)
         ]
-        return {"told": settled(_done(jobs, source), config)}
+        return {"told": settled(_done(jobs, source), config, reader=reader)}
 
     folder, facts = entry(cache_folder(config), f"{name}-{key}", make)
     train, heldout = (kind.codec.open(sorted(folder.glob(f"{part}-*.arrow"))) for part in PARTS)
@@ -138,8 +142,11 @@ def _encode(job: _Job) -> tuple[str, Account]:
     return job.part, account
 
 
-def settled(accounts: list[tuple[str, Account]], config: RunConfig) -> list[str]:
-    """Sentences on both parts, from the account of each or of pieces of it; how many rows may be bad is a share of the whole."""
+def settled(accounts: list[tuple[str, Account]], config: RunConfig, *, reader: str | None = None) -> list[str]:
+    """Sentences on both parts, from the account of each or of pieces of it; how many rows may be bad is a share of the whole.
+
+    `reader` names whose tokenizer it is, where there are several.
+    """
     by_part: dict[str, Account] = {}
     for part, account in accounts:
         if part in by_part:
@@ -148,7 +155,7 @@ def settled(accounts: list[tuple[str, Account]], config: RunConfig) -> list[str]
             by_part[part] = account
     told = [sentence for account in by_part.values() for sentence in account.told(config)]
     bad = BadRows(
-        what="the training and held-out rows",
+        what="the training and held-out rows" + ("" if reader is None else f", as {reader} reads them,"),
         allowed=config.data.max_bad_rows,
         total=sum(account.controls.rows for account in by_part.values()),
         reasons=[reason for account in by_part.values() for reason in account.bad],

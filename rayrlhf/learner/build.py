@@ -19,8 +19,17 @@ from rayrlhf.learner.objectives import NextToken, PreferenceObjective
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
-from rayrlhf.models.load import load_critic, load_policy, load_trained_heads, make_critic, make_reward_model
+from rayrlhf.models.classes import reads_forward
+from rayrlhf.models.load import (
+    load_critic,
+    load_policy,
+    load_trained_heads,
+    make_critic,
+    make_reward_model,
+    read_config,
+)
 from rayrlhf.models.lora import add_adapters
+from rayrlhf.models.members import model_directories
 from rayrlhf.types import PreferenceExample
 
 
@@ -41,18 +50,16 @@ def build_sft(config: RunConfig, *, base_dir: str, ranks: Ranks) -> SupervisedLe
     )
 
 
-def build_reward(
-    config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0, trained: str | None = None
-) -> SupervisedLearner:
-    """The learner of one member of the reward-model ensemble: on the backbone in `base_dir`, or from a `trained` one on."""
+def build_reward(config: RunConfig, *, base_dir: str, ranks: Ranks, member: int = 0) -> SupervisedLearner:
+    """The learner of one member of the reward-model ensemble: on the backbone in `base_dir`, or the trained model there."""
     tokenizer = load_tokenizer(base_dir)
     examples = encoded_preferences(config, base_dir)
     settings = LossSettings(**config.reward.loss.model_dump())
     seed = derive_seed(config.seed, "reward member", member) if member else config.seed
     train = share_of(examples.train, config.reward.train_share, seed=config.seed)
     train = balance_lengths(train, strength=config.reward.length_balance)
-    if trained is not None:
-        model = load_trained_heads(trained)
+    if config.reward.keep_head:
+        model = load_trained_heads(base_dir)
     else:
         model = make_reward_model(base_dir, tokenizer, seed=derive_seed(seed, "reward head"), heads=config.reward.heads)
     if config.reward.lora is not None:
@@ -73,17 +80,32 @@ def build_reward(
 def build_ppo(config: RunConfig, *, policy_dir: str, reward_model_dir: str | None, ranks: Ranks) -> PPOLearner:
     """The learner, its policy loaded and its critic started from the reward model.
 
-    Without a reward model that reads the policy's tokens the critic starts from the policy.
+    Of an ensemble from the first member that reads the policy's tokens from left to right; without one the critic starts
+    from the policy.
     """
     tokenizer = load_tokenizer(policy_dir)
     policy = _stopping(load_policy(policy_dir), tokenizer)
     critic = None
     if config.ppo.uses_critic:
-        if reward_model_dir is not None and load_tokenizer(reward_model_dir).get_vocab() == tokenizer.get_vocab():
-            critic = load_critic(reward_model_dir)
+        start = None if reward_model_dir is None else _critic_start(reward_model_dir, tokenizer)
+        if start is not None:
+            critic = load_critic(start)
         if critic is None or _vocabulary(critic) < _vocabulary(policy):
             critic = make_critic(policy_dir)
     return PPOLearner(config, policy=policy, critic=critic, tokenizer=tokenizer, ranks=ranks)
+
+
+def _critic_start(reward_model_dir: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The model that a critic may start from: one that sees what comes later would value a token by it."""
+    vocabulary = tokenizer.get_vocab()
+    return next(
+        (
+            path
+            for path in model_directories(reward_model_dir)
+            if load_tokenizer(path).get_vocab() == vocabulary and reads_forward(read_config(path, role="reward model"))
+        ),
+        None,
+    )
 
 
 def _stopping(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

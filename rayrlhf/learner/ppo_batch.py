@@ -1,5 +1,6 @@
 """A batch of experience as the PPO learner holds it: what came in, and what was estimated from it before the update."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rayrlhf.algorithms.advantages import equal_scores, gae, group_advantages
+from rayrlhf.algorithms.advantages import certainty_weights, equal_scores, gae, group_advantages
 from rayrlhf.algorithms.kl import kl_estimate, sampled_kl
 from rayrlhf.algorithms.masking import masked_mean, whiten
 from rayrlhf.algorithms.mismatch import mismatch_quantiles
@@ -40,6 +41,8 @@ class PPOBatch:
     rollout_logprobs: Float[Tensor, "batch time"]
     ref_logprobs: Float[Tensor, "batch time"]
     scores: Float[Tensor, " batch"]
+    spreads: Float[Tensor, " batch"]
+    """How far the members of the ensemble that scored it differ; NaN where none did."""
     truncated: Bool[Tensor, " batch"]
     groups: Int[Tensor, " batch"]
     """Which samples answer the same prompt."""
@@ -109,6 +112,9 @@ def make_batch(scored: Sequence[ScoredTrajectory], *, mask_truncated: bool) -> P
         rollout_logprobs=spread([t.rollout_logprobs for t in trajectories], whole.loss_mask),
         ref_logprobs=spread([item.ref_logprobs for item in scored], whole.loss_mask),
         scores=torch.tensor([item.score for item in scored], dtype=torch.float32),
+        spreads=torch.tensor(
+            [math.nan if item.spread is None else item.spread for item in scored], dtype=torch.float32
+        ),
         truncated=truncated,
         groups=torch.tensor([numbers[prompt] for prompt in prompts]),
         versions=torch.full(whole.loss_mask.shape, -1).masked_scatter(
@@ -130,6 +136,7 @@ def _check_finite(item: ScoredTrajectory) -> None:
         "score": item.score,
         "engine log-probs": item.trajectory.rollout_logprobs,
         "reference log-probs": item.ref_logprobs,
+        "ensemble's spread": 0.0 if item.spread is None else item.spread,
     }
     for name, value in values.items():
         if not np.isfinite(value).all():
@@ -175,6 +182,11 @@ def make_targets(
     )
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
+    if config.uncertainty_weight:
+        weights = _certainty(batch, config)
+        advantages = advantages * weights.unsqueeze(1)
+        if len(batch.trained_rows):
+            figures["policy/certainty"] = float(weights[batch.trained_rows].mean())
     denominator = estimates.old_logprobs if config.old_logprobs == "recompute" else batch.rollout_logprobs
     importance = _importance(denominator, batch, config)
     figures["mismatch/importance_weight"] = 1.0 if importance is None else float(masked_mean(importance, mask))
@@ -223,6 +235,17 @@ def _advantages(
     )
     advantages = torch.where(mask, per_response.unsqueeze(1), 0.0)
     return advantages, torch.zeros_like(advantages), figures
+
+
+def _certainty(batch: PPOBatch, config: PPOConfig) -> Float[Tensor, " batch"]:
+    """What is left of each sample's advantages; all where its score is not what it is trained on.
+
+    They are weighted last. Whitening after it would shift what was taken to 0 away from there, which pushes samples that
+    nothing is known of, and would undo a weight that is the same for all. Baselines, returns and so the critic are of
+    the scores as they are: what a response is worth does not depend on how far its score is trusted.
+    """
+    weights = certainty_weights(batch.spreads, weight=config.uncertainty_weight)
+    return torch.where(batch.scored_rows(config.truncation), weights, 1.0)
 
 
 def _importance(

@@ -1,7 +1,6 @@
 """What can be known of a model before anything starts: its limits, its tokens, and whether it can be trained and written."""
 
 import copy
-import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from transformers.utils import logging
 
 from rayrlhf.errors import ModelError
 from rayrlhf.models.attention import check_attention, implementation
-from rayrlhf.models.classes import Kind, causal_class, scalar_class, unread_by_stock_tools
+from rayrlhf.models.classes import Kind, causal_class, is_encoder, scalar_class, unread_by_stock_tools
 from rayrlhf.models.heads import scalar_head
 from rayrlhf.models.load import (
     UNLOADABLE,
@@ -23,6 +22,7 @@ from rayrlhf.models.load import (
     read_config,
     reason_of,
 )
+from rayrlhf.models.members import model_directories
 
 _LENGTHS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
@@ -86,16 +86,17 @@ def check_backbone(path: str, tokenizer: PreTrainedTokenizerBase, *, max_length:
 
 
 def check_scorer(path: str, *, max_length: int) -> None:
-    """ModelError unless `path` may hold a reward model that scores prompt and response of `max_length` tokens."""
-    check_reward_model(path)
+    """ModelError unless `path`, and each member below it, may be a reward model that scores prompt and response of
+    `max_length` tokens."""
     role = "reward model"
-    config = read_config(path, role=role)
-    origin = f"the {role} {path}"
-    _check_config(config, path=path, role=role)
-    _check_pad(config, origin)
-    model = _untouched(scalar_class(config, "sequence"), config, origin)
-    if _has_learnt_positions(model, config):
-        _check_length(config, origin, key="model.max_length", wanted=max_length)
+    for own in model_directories(path):
+        check_reward_model(own)
+        config = read_config(own, role=role)
+        origin = f"the {role} {own}"
+        _check_config(config, path=own, role=role)
+        _check_pad(config, origin)
+        if learnt_positions(_untouched(scalar_class(config, "sequence"), config, origin)) is not None:
+            _check_length(config, origin, key="model.max_length", wanted=max_length)
 
 
 def check_judge(path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
@@ -122,6 +123,14 @@ def positions(config: PretrainedConfig) -> int | None:
     if "gemma3" not in text.model_type and rope.get("rope_type", "default") not in (*_UNSCALED, "default"):
         length = int(length * (rope.get("factor") or 1.0))
     return length
+
+
+def learnt_positions(model: PreTrainedModel) -> int | None:
+    """Tokens for which the model has learnt positions, past which it cannot read at all; None where it learnt none."""
+    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
+    learnt = length is not None and any(0 <= table.num_embeddings - length <= 2 for table in tables)
+    return positions(model.config) if learnt else None
 
 
 def _check_config(config: PretrainedConfig, *, path: str, role: str) -> None:
@@ -217,7 +226,7 @@ def _causal(config: PretrainedConfig, origin: str, *, role: str = "policy") -> t
         found = causal_class(config)
     except ModelError as error:
         raise ModelError(f"{_named(origin)} cannot be a {role}: {error}") from error
-    if getattr(config, "is_decoder", True) is False and "is_decoder" in {f.name for f in dataclasses.fields(config)}:
+    if is_encoder(config):
         raise ModelError(f"{_named(origin)} is an encoder ({config.model_type}): a {role} is a decoder.")
     return found
 
@@ -261,9 +270,3 @@ def _dry_export(model: PreTrainedModel, origin: str, tokenizer: PreTrainedTokeni
     finally:
         if not quiet:
             logging.enable_progress_bar()
-
-
-def _has_learnt_positions(model: PreTrainedModel, config: PretrainedConfig) -> bool:
-    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
-    return length is not None and any(0 <= table.num_embeddings - length <= 2 for table in tables)

@@ -1,6 +1,7 @@
 """Classes with a scalar head: transformers' own, or one made of its parts for any other decoder."""
 
 import copy
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -56,6 +57,16 @@ def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
         )
     found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return found
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether a family that may be either is set to read a text in both directions."""
+    return getattr(config, "is_decoder", True) is False and "is_decoder" in {f.name for f in dataclasses.fields(config)}
+
+
+def reads_forward(config: PretrainedConfig) -> bool:
+    """Whether a token sees none of those after it."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder(config)
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:

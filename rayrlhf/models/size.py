@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
-from rayrlhf.models.load import reason_of
+from rayrlhf.models.classes import scalar_class
+from rayrlhf.models.load import UNLOADABLE, read_config, reason_of
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -25,6 +26,19 @@ def count_parameters(model: ModelConfig) -> int:
         origin = f"model.path={model.path}" if model.path is not None else f"model.init={model.init}"
         hint = _directory_hint(model.path)
         raise ModelError(f"No causal language model can be made from {origin}: {reason_of(error)}{hint}.") from error
+
+
+def count_reward_parameters(base: str) -> int:
+    """Parameters of a reward model on the backbone `base`; nothing is allocated."""
+    role = "reward model backbone"
+    config = read_config(base, role=role, num_labels=1)
+    try:
+        with torch.device("meta"):
+            return sum(
+                parameter.numel() for parameter in scalar_class(config, "sequence")._from_config(config).parameters()
+            )
+    except UNLOADABLE as error:
+        raise ModelError(f"The {role} {base} cannot be made: {reason_of(error)}.") from error
 
 
 def _directory_hint(path: str | None) -> str:

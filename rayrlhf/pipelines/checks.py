@@ -21,14 +21,14 @@ from rayrlhf.config import FunctionReward, HttpReward, JudgeReward, MetricReward
 from rayrlhf.errors import ConfigError, ResourceError
 from rayrlhf.models.checks import check_scorer
 from rayrlhf.models.load import check_loadable
-from rayrlhf.models.size import count_parameters
+from rayrlhf.models.size import count_parameters, count_reward_parameters
 from rayrlhf.pipelines.data_checks import DataCheck, FoundData
 from rayrlhf.pipelines.folder import RunFolder
 from rayrlhf.pipelines.model_checks import check_engine_limits, check_models
 from rayrlhf.pipelines.plan import Plan
 from rayrlhf.reward.chat_server import key_in
 from rayrlhf.reward.importable import check_importable
-from rayrlhf.reward.stats import load_stats
+from rayrlhf.reward.stats import is_ensemble, load_stats
 
 _SERVER_SECONDS = 5.0
 
@@ -134,6 +134,22 @@ def _check_own_models(config: RunConfig, origins: _Origins) -> None:
                 f"PPO needs a reward model and {RunFolder(config).model_dir('reward_model')} is not there: run the reward "
                 f"stage first, or give the path of one in ppo.rewards=[{{kind: model, path: ...}}]."
             )
+    _check_uncertainty(config, origins)
+
+
+def _check_uncertainty(config: RunConfig, origins: _Origins) -> None:
+    """ConfigError where advantages are to be weighted by a spread that no term has."""
+    if not config.ppo.uncertainty_weight:
+        return
+    made = config.reward.members > 1 or config.reward.heads > 1
+    for term in config.ppo.reward_models:
+        directory = term.path or origins.own("reward")
+        if made if directory is None else is_ensemble(directory):
+            return
+    raise ConfigError(
+        f"ppo.uncertainty_weight={config.ppo.uncertainty_weight:g} weighs by how far the members of an ensemble differ, and no "
+        f"term of ppo.rewards is one: train one with reward.members or reward.heads, or set it to 0."
+    )
 
 
 def _check_rewards(config: RunConfig) -> list[str]:
@@ -171,8 +187,12 @@ def unreachable(url: str) -> str | None:
 
 def _plan(config: RunConfig, *, device: str) -> Plan:
     judges = [config.model.model_copy(update={"path": judge.path}) for judge in config.ppo.judges if judge.path]
+    bases = config.reward.bases if "reward" in config.stages else []
     return Plan(
-        parameters=count_parameters(config.model), judge_parameters=sum(map(count_parameters, judges)), device=device
+        parameters=count_parameters(config.model),
+        judge_parameters=sum(map(count_parameters, judges)),
+        backbones=tuple(count_reward_parameters(base) for base in bases),
+        device=device,
     )
 
 

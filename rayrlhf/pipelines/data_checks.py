@@ -17,7 +17,9 @@ from rayrlhf.data.fields import UnusableRowError
 from rayrlhf.data.prepared import Name, Source, open_source
 from rayrlhf.data.schema import Demonstration, Preference, PromptRow
 from rayrlhf.data.tokenizer import exchange_as_text, ids_as_text, load_tokenizer, prompt_as_text
-from rayrlhf.errors import DataError
+from rayrlhf.errors import DataError, ModelError
+from rayrlhf.models.members import model_directories
+from rayrlhf.pipelines.model_checks import reward_bases
 from rayrlhf.pipelines.prompts import load_prompt_set
 from rayrlhf.reward.questions import comparison_question
 from rayrlhf.reward.stats import reading_of
@@ -44,8 +46,7 @@ class FoundData:
 
     def sentences(self) -> list[str]:
         """What to tell whoever starts the run."""
-        shown = self.example if len(self.example) <= _SHOWN else self.example[:_SHOWN] + " ..."
-        return [*self.told, f"for example: {shown!r}"] if self.told else []
+        return [*self.told, f"for example: {_shortened(self.example)!r}"] if self.told else []
 
 
 @dataclass(kw_only=True)
@@ -94,7 +95,8 @@ class DataCheck:
         """DataError where a reward model that is there already cannot read too many of the prompts."""
         if not prompts.chats:
             return
-        for path in [term.path for term in self.config.ppo.reward_models if term.path is not None]:
+        given = [term.path for term in self.config.ppo.reward_models if term.path is not None]
+        for path in [own for directory in given for own in model_directories(directory)]:
             check = partial(_check_reading, load_tokenizer(path), reading_of(path))
             rows = itertools.chain(prompts.train, prompts.heldout)
             self._check_each(rows, check, f"the prompts, as {path} reads them,")
@@ -112,26 +114,34 @@ class DataCheck:
     def _describe(self, stage: Stage, split: Source[Any]) -> FoundData:
         if not split.told:
             return FoundData(rows=len(split.train), told=[])
-        path = self._tokenizer_path(stage)
-        tokenizer = None if path is None else load_tokenizer(path)
+        tokenizers = {path: load_tokenizer(path) for path in self._readers(stage)}
         told = [f"data for {stage}: {split.told[0]}", *split.told[1:]]
-        if split.prompted and not split.chats and tokenizer is not None and tokenizer.chat_template is not None:
-            told.append(_of_plain_prompts(self.config, str(path)))
-        example = self._example(split.train, tokenizer)
+        told += [
+            _of_plain_prompts(self.config, path)
+            for path, tokenizer in tokenizers.items()
+            if split.prompted and not split.chats and tokenizer.chat_template is not None
+        ]
+        example, *others = [self._example(split.train, path, own) for path, own in tokenizers.items() or [("", None)]]
+        for path, other in zip([*tokenizers][1:], others, strict=True):
+            told.append(f"{path} reads the example below as {_shortened(other)!r}")
         return FoundData(rows=len(split.train), told=told, example=example)
 
-    def _tokenizer_path(self, stage: Stage) -> str | None:
+    def _readers(self, stage: Stage) -> list[str]:
         """Whose tokens the stage's records become, where that exists already."""
         if stage == "ppo":
-            return self.policy_dir
-        return (self.config.reward.base if stage == "reward" else None) or self.config.model.path
+            return [] if self.policy_dir is None else [self.policy_dir]
+        if stage == "reward":
+            return list(dict.fromkeys(reward_bases(self.config)))
+        return [] if self.config.model.path is None else [self.config.model.path]
 
-    def _example(self, rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> str:
+    def _example(self, rows: Sequence[Record], path: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
         for row in rows[:20]:
             try:
                 return _as_text(row) if tokenizer is None else _as_tokens(row, tokenizer, self.config)
             except UnusableRowError:
                 continue  # counted when all are encoded
+            except ModelError as error:
+                raise ModelError(f"{path} cannot read the data: {error}") from error
         return ""
 
 
@@ -147,6 +157,10 @@ def _check_room(judge: JudgeReward, tokenizer: PreTrainedTokenizerBase, row: Pro
             f"principles and prompt have {tokens} tokens and max_length={judge.max_length} of the judge leaves no room for "
             f"responses"
         )
+
+
+def _shortened(example: str) -> str:
+    return example if len(example) <= _SHOWN else example[:_SHOWN] + " ..."
 
 
 def _of_plain_prompts(config: RunConfig, path: str) -> str:

@@ -28,8 +28,7 @@ def check_models(config: RunConfig) -> list[str]:
             notes += check_policy(path, tokenizer, max_length=config.model.max_length, with_critic=with_critic)
     else:
         notes += check_init(policy_config(config), stages=list(config.stages), with_critic=with_critic)
-    base = config.reward.base or config.model.path
-    if "reward" in config.stages and base is not None:
+    for base in dict.fromkeys(reward_bases(config)) if "reward" in config.stages else ():
         check_model_dir(base, role="reward model backbone")
         if config.reward.keep_head:
             _check_trained(config, base)
@@ -48,6 +47,11 @@ def check_models(config: RunConfig) -> list[str]:
             for option in OPTIONS:
                 answer_tokens(tokenizer, option)
     return list(dict.fromkeys(notes))
+
+
+def reward_bases(config: RunConfig) -> list[str]:
+    """The backbone of each reward model that the run trains; empty where the run makes it."""
+    return config.reward.bases or ([] if config.model.path is None else [config.model.path] * config.reward.members)
 
 
 def check_engine_limits(config: RunConfig, *, device: str) -> None:

@@ -16,24 +16,28 @@ class Plan:
     """The derived quantities of a run."""
 
     parameters: int
-    """Of the policy; a critic and a reward model are of nearly the same size."""
+    """Of the policy; a critic and a reward model on its backbone are of nearly the same size."""
     judge_parameters: int = 0
     """Of the models that compare responses in the scoring workers."""
     device: str
+    backbones: tuple[int, ...] = ()
+    """Parameters of each reward model that the run trains, where reward.base gives it a backbone."""
     rows: Mapping[Stage, int] = field(default_factory=dict)
     """Rows each stage trains on, where they have been read."""
 
     def learner_bytes(self, config: RunConfig) -> int:
-        """Policy, and the critic where there is one, in fp32: weights, gradients and two Adam moments, 16 bytes a parameter."""
+        """Policy, and the critic where there is one, in fp32: weights, gradients and two Adam moments, 16 bytes a parameter;
+        or a reward model that is larger."""
         models = 2 if "ppo" in config.stages and config.ppo.uses_critic else 1
-        return models * 16 * self.parameters
+        return 16 * max(models * self.parameters, *self.backbones, 0)
 
     def frozen_bytes(self, config: RunConfig) -> int:
         """The reference, the reward models among the rewards, the guard's, and judges with their key-value caches."""
-        models = sum(config.reward.members if model.path is None else 1 for model in config.ppo.reward_models)
-        frozen = (1 + models + (config.ppo.guard.judge is not None)) * self.parameters + self.judge_parameters
+        own = sum(self.backbones) or config.reward.members * self.parameters
+        models = sum(own if model.path is None else self.parameters for model in config.ppo.reward_models)
+        others = (1 + (config.ppo.guard.judge is not None)) * self.parameters + self.judge_parameters
         caches = sum(judge.kv_cache_gib for judge in config.ppo.judges if judge.path is not None)
-        return frozen * self._weight_bytes + int(caches * GIB)
+        return (others + models) * self._weight_bytes + int(caches * GIB)
 
     @property
     def version_bytes(self) -> int:

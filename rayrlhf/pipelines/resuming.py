@@ -29,7 +29,7 @@ USED_BY_STAGE: Mapping[Stage, tuple[str, ...]] = {
     "ppo": (
         *("ppo.updates", "ppo.samples_per_prompt", "ppo.micro_batch_tokens", "ppo.max_staleness"),
         *("ppo.old_logprobs", "ppo.importance_cap", "ppo.importance_band", "ppo.sequence_band"),
-        *("ppo.gamma", "ppo.lam", "ppo.whiten_advantages", "ppo.scale"),
+        *("ppo.gamma", "ppo.lam", "ppo.whiten_advantages", "ppo.uncertainty_weight", "ppo.scale"),
         *(
             "ppo.clip_low",
             "ppo.clip_high",

@@ -19,10 +19,10 @@ from rayrlhf.errors import ConfigError
 from rayrlhf.learner.build import build_reward
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.learner.supervised import SupervisedLearner
+from rayrlhf.models.members import MEMBERS, model_directories
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.folder import tracks
 from rayrlhf.pipelines.supervised import Trained, base_directory, encode_first, train
-from rayrlhf.reward.model import member_directory
 from rayrlhf.reward.package import package
 
 _FIGURES = ("nll", "ece", "temperature", "balanced_accuracy", "label_auroc", "rating_spearman")
@@ -33,8 +33,9 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
     """Train, package and judge the reward model; the stage's part of the summary."""
     config, folder = context.config, context.folder
     started = time.monotonic()
-    base_dir = await _backbone(context)
-    await encode_first(context, encoded_preferences, base_dir)
+    bases = await _backbones(context)
+    for base_dir in dict.fromkeys(bases):
+        await encode_first(context, encoded_preferences, base_dir)
     names = tracks(config, "reward")
     nodes = cluster_nodes()
     fitting = room_for(config.learner, nodes, device=context.device, processes=config.learner.processes)
@@ -49,7 +50,7 @@ async def run_reward(context: RunContext) -> dict[str, Any]:
         if context.resume and output.exists():
             return None
         async with at_once:
-            build = partial(_build, base_dir=base_dir, member=number)
+            build = partial(_build, base_dir=bases[number], member=number)
             return await train(sharing, track, config.reward, build, output=output, keep_best=config.reward.keep_best)
 
     await together(*(member(number, track) for number, track in enumerate(names)))
@@ -73,19 +74,21 @@ def threads_of_each(learner: LearnerConfig, cores: float) -> int:
 
 
 def _build(config: RunConfig, ranks: Ranks, *, base_dir: str, member: int) -> SupervisedLearner:
-    trained = member_directory(base_dir, member) if config.reward.keep_head else None
-    return build_reward(config, base_dir=base_dir, ranks=ranks, member=member, trained=trained)
+    return build_reward(config, base_dir=base_dir, ranks=ranks, member=member)
 
 
-async def _backbone(context: RunContext) -> str:
+async def _backbones(context: RunContext) -> list[str]:
+    """What each member starts from."""
     config, folder = context.config, context.folder
-    if config.reward.base is not None:
-        return config.reward.base
+    if config.reward.keep_head:
+        return model_directories(config.reward.bases[0])
+    if config.reward.bases:
+        return config.reward.bases
     if folder.finished("sft"):
-        return str(folder.model_dir("sft"))
+        return [str(folder.model_dir("sft"))] * config.reward.members
     if config.model.path is None and "sft" in config.stages:
         raise ConfigError(f"The reward stage starts from {folder.model_dir('sft')}, which is not there: run sft first.")
-    return await base_directory(context)
+    return [await base_directory(context)] * config.reward.members
 
 
 def _assemble(models: list[Path], building: Path) -> None:
@@ -94,7 +97,7 @@ def _assemble(models: list[Path], building: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
         models[0].rename(building)
     for number, model in enumerate(models[1:], start=1):
-        target = Path(member_directory(str(building), number))
+        target = building / MEMBERS / f"{number:02d}"
         if model.exists():
             target.parent.mkdir(exist_ok=True)
             model.rename(target)

@@ -9,6 +9,7 @@ from rayrlhf.models.checks import check_scorer
 from rayrlhf.pipelines.context import RunContext
 from rayrlhf.pipelines.loop import ControlLoop
 from rayrlhf.pipelines.trainer import Trainer
+from rayrlhf.reward.stats import is_ensemble
 from rayrlhf.telemetry.events import Event
 
 
@@ -28,6 +29,7 @@ class RewardSwap:
         """
         name = self._term(term)
         check_scorer(directory, max_length=self._config.reward_max_length)
+        self._demand_spread(name, directory)
         if loop.boundary >= self._config.ppo.updates:
             raise ConfigError(f"The run ends with update {self._config.ppo.updates}, whose responses are being drawn.")
 
@@ -52,6 +54,17 @@ class RewardSwap:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return asdict(self._scoring.rewards)
+
+    def _demand_spread(self, name: str, directory: str) -> None:
+        """ConfigError where no ensemble would be left to weigh advantages by."""
+        own = str(self._context.folder.model_dir("reward_model"))
+        used = {model.called: model.path or own for model in self._config.ppo.reward_models}
+        used |= self._scoring.rewards.replaced | {name: directory}
+        if self._config.ppo.uncertainty_weight and not any(is_ensemble(path) for path in used.values()):
+            raise ConfigError(
+                f"{directory} is a single reward model, and ppo.uncertainty_weight={self._config.ppo.uncertainty_weight:g} of "
+                f"this run weighs by how far the members of an ensemble differ: give one with members or heads."
+            )
 
     def _term(self, term: str | None) -> str:
         names = [model.called for model in self._config.ppo.reward_models]

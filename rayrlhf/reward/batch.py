@@ -20,7 +20,7 @@ from rayrlhf.data.prompt_forms import stated_prompt
 from rayrlhf.data.schema import PromptText
 from rayrlhf.errors import DataError
 from rayrlhf.files import write_json
-from rayrlhf.reward.model import RewardModel
+from rayrlhf.reward.model import Reads, RewardModel
 from rayrlhf.reward.stats import RewardStats
 
 _CHUNK = 256
@@ -47,7 +47,7 @@ class _Line:
     """A row of the input, checked."""
 
     fields: dict[str, Any]
-    ids: np.ndarray | None
+    read: Reads | None
     """The tokens to score; None where the row cannot be scored."""
     problem: str = ""
 
@@ -109,14 +109,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def _scored(model: RewardModel, stats: RewardStats, lines: Sequence[_Line], how: Scoring) -> Iterator[dict[str, Any]]:
-    raw = model.score([line.ids for line in lines if line.ids is not None])
+    raw = model.score([line.read for line in lines if line.read is not None])
     if not np.isfinite(raw).all():
         raise DataError(f"The reward model {model.directory} gives scores that are not finite: it is not usable.")
     several = model.members > 1
     scores, spreads = stats.combined(raw, how.combination, penalty=how.penalty) if several else (raw[:, 0], raw[:, 0])
     found = iter(zip(scores.tolist(), spreads.tolist(), strict=True))
     for line in lines:
-        if line.ids is None:
+        if line.read is None:
             yield line.fields | {how.field: None, "problem": line.problem}
             continue
         score, spread = next(found)
@@ -127,17 +127,17 @@ def _checked(model: RewardModel, raw: RawRow, max_length: int, how: Scoring) -> 
     given = _without_nan(raw.fields)
     if how.field in given:
         raise DataError(f"{raw.origin} has a field {how.field} already: give the scores another with --field.")
-    problem, ids = raw.problem, None
+    problem, read = raw.problem, None
     if not problem:
         try:
-            ids = model.encode(*_exchange(Row(raw.fields)))
+            read = model.encode(*_exchange(Row(raw.fields)))
         except UnusableRowError as reason:
             problem = str(reason)
-    if ids is not None and len(ids) > max_length:
-        problem = f"it has {len(ids)} tokens and the reward model was trained on at most {max_length}: nothing is cut"
+    if read is not None and (longest := max(map(len, read))) > max_length:
+        problem = f"it has {longest} tokens and the reward model was trained on at most {max_length}: nothing is cut"
     if problem:
-        return _Line(fields=given, ids=None, problem=f"{raw.origin}: {problem}")
-    return _Line(fields=given, ids=ids)
+        return _Line(fields=given, read=None, problem=f"{raw.origin}: {problem}")
+    return _Line(fields=given, read=read)
 
 
 def _exchange(row: Row) -> tuple[PromptText, str]:
@@ -149,7 +149,7 @@ def _exchange(row: Row) -> tuple[PromptText, str]:
 
 
 def _refuse_problems(lines: Sequence[_Line], source: Path, how: Scoring) -> None:
-    problems = [line.problem for line in lines if line.ids is None]
+    problems = [line.problem for line in lines if line.read is None]
     if problems and not how.skip:
         named = "; ".join(problems[:_NAMED]) + ("; ..." if len(problems) > _NAMED else "")
         raise DataError(

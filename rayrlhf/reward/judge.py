@@ -30,13 +30,13 @@ class ScoredPreferences:
 
     rows: list[Preference]
     sequences: list[np.ndarray]
-    """Of all responses of all rows, one after the other."""
+    """Of all responses of all rows, one after the other, as the plain model reads them."""
     scores: list[np.ndarray]
     """[K, members] of each row."""
     lengths: list[np.ndarray]
-    """[K] response tokens of each row, those included that the model did not read."""
+    """[K] response tokens of each row by the plain model's tokenizer, those included that it did not read."""
     left_out: int
-    """Rows with a response longer than the model reads."""
+    """Rows with a response longer than one of the members reads."""
 
     @property
     def prompt_of_each(self) -> np.ndarray:
@@ -80,25 +80,30 @@ def score_preferences(
 ) -> ScoredPreferences:
     """Score every response; rows with one that is too long are left out and counted, or read as far as `max_length`.
 
-    Rows that the model's tokenizer or template refuses are bad rows, of which this share is allowed.
+    Rows that a member's tokenizer or template refuses are bad rows, of which this share is allowed: all members are judged
+    by the same rows.
     """
     bad = BadRows(what="the preferences", allowed=max_bad_rows, total=len(rows))
     usable = usable_rows(rows, lambda row: [model.encode(row.prompt, r.text) for r in row.responses], bad)
     bad.tell()
-    fitting = [(row, whole) for row, whole in usable if cut or max(map(len, whole)) <= max_length]
+    fitting = [
+        (row, whole) for row, whole in usable if cut or max(len(s) for read in whole for s in read) <= max_length
+    ]
     if not fitting:
         raise DataError(f"None of the {len(rows)} preferences fits into {max_length} tokens.")
-    flat = [sequence[:max_length] for _, whole in fitting for sequence in whole]
+    flat = [tuple(sequence[:max_length] for sequence in read) for _, whole in fitting for read in whole]
     # A text may be a side of many pairs; it is scored once.
-    texts = np.array([sequence.tobytes() for sequence in flat], dtype=object)
-    _, first, place = np.unique(texts, return_index=True, return_inverse=True)
-    scores = model.score([flat[i] for i in first])[place]
+    once = {tuple(sequence.tobytes() for sequence in read): read for read in flat}
+    place = {key: number for number, key in enumerate(once)}
+    scores = model.score(list(once.values()))[[place[tuple(s.tobytes() for s in read)] for read in flat]]
     cuts = np.cumsum([len(whole) for _, whole in fitting])[:-1]
     return ScoredPreferences(
         rows=[row for row, _ in fitting],
-        sequences=flat,
+        sequences=[read[0] for read in flat],
         scores=np.split(scores, cuts),
-        lengths=[np.array([len(s) for s in whole]) - model.prompt_length(row.prompt) for row, whole in fitting],
+        lengths=[
+            np.array([len(read[0]) for read in whole]) - model.prompt_length(row.prompt) for row, whole in fitting
+        ],
         left_out=len(rows) - len(fitting),
     )
 

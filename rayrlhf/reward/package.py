@@ -32,9 +32,19 @@ def package(config: RunConfig, directory: str, *, device: str) -> dict[str, Any]
     cut = config.reward.overlong == "cut"
     # How many of the whole may be bad was settled when training began.
     scored = score_preferences(model, heldout, max_length=max_length, cut=cut, max_bad_rows=1.0)
-    stats = stats_of(model, scored, max_length=max_length)
-    stats.save(Path(directory))
+    stats = save_stats(model, scored, max_length=max_length, cut=cut)
     return save_judged(judge(scored, stats), Path(directory))
+
+
+def save_stats(model: RewardModel, scored: ScoredPreferences, *, max_length: int, cut: bool = False) -> RewardStats:
+    """Write the sidecar of a reward model, which is returned, and of each member below it as a reward model of its own."""
+    stats = stats_of(model, scored, max_length=max_length)
+    stats.save(Path(model.directory))
+    for member in map(model.alone, range(1, model.models)):
+        # Its own tokens are the length of a response, and its probes, where no other member is asked.
+        own = score_preferences(member, scored.rows, max_length=max_length, cut=cut)
+        stats_of(member, own, max_length=max_length).save(Path(member.directory))
+    return stats
 
 
 def stats_of(model: RewardModel, scored: ScoredPreferences, *, max_length: int) -> RewardStats:
@@ -73,7 +83,7 @@ def _probes(model: RewardModel, sequences: Sequence[np.ndarray], *, max_length: 
         raise ModelError(
             f"The tokenizer of {model.directory} reads none of the held-out texts to the end it has encoded."
         )
-    scores = model.plain(model.score([ids for ids, _ in kept]))
+    scores = model.score_plain([ids for ids, _ in kept])
     return [
         Probe(ids=ids.tolist(), text=text, score=score)
         for (ids, text), score in zip(kept, scores.tolist(), strict=True)

@@ -101,6 +101,11 @@ def reading_of(directory: str | Path) -> Reading:
     return load_stats(directory).reading if Path(directory, STATS_FILE).exists() else Reading()
 
 
+def is_ensemble(directory: str | Path) -> bool:
+    """Whether a reward model has several members or heads, and so a spread."""
+    return Path(directory, STATS_FILE).exists() and len(load_stats(directory).members) > 1
+
+
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """What decides how text becomes the tokens that are scored."""
     parts = [tokenizer.chat_template, tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token]

@@ -1,7 +1,8 @@
 """Whether a packaged reward model gives every tool the scores it was packaged with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rayrlhf.data.tokenizer import ids_as_text
 from rayrlhf.errors import ModelError, in_one_line
 from rayrlhf.models.classes import unread_by_stock_tools
 from rayrlhf.models.load import check_model_dir, check_reward_model, load_reward_model
+from rayrlhf.models.members import model_directories
 from rayrlhf.reward.model import RewardModel
 from rayrlhf.reward.stats import Probe, RewardStats, load_stats, template_digest
 
@@ -39,6 +41,16 @@ class Finding:
 
 
 def verify(directory: str, backends: dict[str, Backend], *, tolerance: float) -> list[Finding]:
+    """The checks of a reward model, and of each member below it, whose findings begin with its place."""
+    own, *members = model_directories(directory)
+    found = _verify(own, backends, tolerance)
+    for member in members:
+        place = Path(member).relative_to(directory)
+        found += [replace(f, check=f"{place}: {f.check}") for f in _verify(member, backends, tolerance)]
+    return found
+
+
+def _verify(directory: str, backends: dict[str, Backend], tolerance: float) -> list[Finding]:
     """Every check of the files, then the probes through every backend; a check that stops the rest ends the list."""
     try:
         check_model_dir(directory, role="reward model")
@@ -66,8 +78,8 @@ def stock_backends(*, micro_batch_tokens: int = 8192) -> dict[str, Backend]:
 
     def scorer(directory: str, probes: Sequence[Probe]) -> Sequence[float]:
         model = RewardModel(directory, device="cpu", dtype="float32", micro_batch_tokens=micro_batch_tokens)
-        raw: np.ndarray = model.score([np.array(probe.ids, dtype=np.int32) for probe in probes])
-        return model.plain(raw).tolist()
+        scores: list[float] = model.score_plain([np.array(probe.ids, dtype=np.int32) for probe in probes]).tolist()
+        return scores
 
     return {
         "transformers, one by one": _transformers_alone,

@@ -95,6 +95,11 @@ METRICS: dict[str, Metric] = {
     # the policy
     "policy/nll": Metric("mean", "nats/token", "Supervised next-token loss."),
     "policy/loss": Metric("mean", "", "Clipped policy objective over the batch's tokens, weighted as it is trained."),
+    "policy/certainty": Metric(
+        "mean",
+        "share",
+        "What ppo.uncertainty_weight leaves of the advantages: 1 / (1 + weight x spread^2), over the responses trained.",
+    ),
     "policy/entropy": Metric(
         "mean",
         "nats/token",

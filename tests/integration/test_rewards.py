@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from engine_lab import make_judge
 from judge_lab import OWN_ANSWER, PRINCIPLES, JudgeServer
 from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from rayrlhf.algorithms.bradley_terry import bradley_terry
+from rayrlhf.config import load_config
+from rayrlhf.data.dataset import load_preferences
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +95,58 @@ def test_an_ensemble_beside_a_function_that_fails_now_and_then(trained: Path, fu
     assert sum(len(row["response"]) for row in samples) / len(samples) / 100 == pytest.approx(
         sum(asked) / len(asked), rel=0.1
     )
+
+
+def test_members_of_two_families_weigh_what_ppo_learns(trained: Path, encoder: Path, tmp_path: Path) -> None:
+    """An encoder of words beside the policy's own backbone, trained, verified, judged, and PPO weighted by their spread."""
+    start = [*TINY, "stages=[reward,ppo]", "model.init=null", f"model.path={trained / 'sft'}"]
+    bases = ["reward.members=2", f"reward.base=[{encoder}, {trained / 'sft'}]"]
+    ppo = ["ppo.uncertainty_weight=1.0", "ppo.rewards=[{kind: model, ensemble: soft_min, penalty: 1.0}]"]
+    place = [f"output_dir={tmp_path}", "name=mixed"]
+    told = succeed("run", str(QUICKSTART), *start, *bases, *ppo, *place)
+    run = tmp_path / "mixed"
+    reward_model = run / "reward_model"
+    families = [
+        json.loads((path / "config.json").read_text())["model_type"]
+        for path in (reward_model, reward_model / "members" / "01")
+    ]
+    assert families == ["bert", "qwen2"]
+    samples, updates = rows(run / "samples.jsonl", stage="ppo"), rows(run / "metrics.jsonl", stage="ppo")
+    for row in updates[1:]:
+        own = [sample["spread"] for sample in samples if sample["step"] == row["step"]]
+        assert min(own) > 0
+        assert row["policy/certainty"] == pytest.approx(sum(1 / (1 + s**2) for s in own) / len(own), rel=1e-4)
+    assert updates[-1]["ledger/dropped"] == 0
+    checked = succeed("verify", str(reward_model), "--no-vllm", timeout=200.0)
+    assert "FAILED" not in checked
+    assert "members/01: scoring pool" in checked
+    pairs = [{"prompt": f"Guest: {i}", "chosen": " a room for you", "rejected": " no"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    succeed(
+        "evaluate", "reward", str(reward_model), str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "judged")
+    )
+    judged = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert (judged["members"], judged["pairs"]) == (2, 20)
+    assert json.loads((reward_model / "evaluation.json").read_text())["left_out"] == 0
+    assert "policy" in told
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT that reads the words of the task, and any other letter by letter."""
+    root = tmp_path_factory.mktemp("encoder")
+    texts = (r.text for row in load_preferences(load_config(QUICKSTART, TINY)).train for r in row.responses)
+    letters = [*map(chr, range(33, 127))]
+    words = sorted({word for text in texts for word in re.findall(r"[a-z]{2,}", text.lower())})
+    parts = [*letters, *(f"##{letter}" for letter in letters), *words]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *parts]
+    (root / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(vocab=str(root / "vocab.txt"), vocab_file=str(root / "vocab.txt"))
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(vocabulary), **shape)).save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    return root / "base"
 
 
 def test_a_learning_curve_of_two_shares_judged_alike(trained: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayrlhf.algorithms.advantages import equal_scores, gae, group_advantages
+from rayrlhf.algorithms.advantages import certainty_weights, equal_scores, gae, group_advantages
 
 DOUBLE = torch.float64
 
@@ -124,3 +124,22 @@ def test_small_scores_that_differ_are_not_equal() -> None:
     scores, groups = torch.tensor([0.0, 1e-4, 1.0, 1.001, 2.0]), torch.tensor([9, 9, 2, 2, 5])
     assert equal_scores(scores, groups).tolist() == [False, True, False]
     assert group_advantages(scores, groups, kind="grpo")[:4].abs().min() > 0.5
+
+
+def test_certainty_is_the_share_of_signal_in_a_noisy_score() -> None:
+    """The slope of the regression of the true on the noisy score, with signal of variance 1 (Fuller 1987, section 1.1)."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=400_000)
+    for spread in (0.0, 0.5, 2.0):
+        noisy = true + spread * rng.normal(size=true.size)
+        slope = np.cov(true, noisy)[0, 1] / noisy.var()
+        found = certainty_weights(torch.tensor([spread], dtype=DOUBLE), weight=1.0)
+        assert found.item() == pytest.approx(slope, abs=5e-3)
+
+
+def test_certainty_at_its_limits() -> None:
+    spreads = torch.tensor([0.0, 0.3, 1.0, 1e30, torch.nan], dtype=torch.float32)
+    assert torch.equal(certainty_weights(spreads, weight=0.0)[[0, 1, 2, 4]], torch.ones(4))
+    found = certainty_weights(spreads, weight=4.0)
+    assert found[[0, 2, 3, 4]].tolist() == pytest.approx([1.0, 0.2, 0.0, 1.0])
+    assert (found[:-2].diff() < 0).all()

@@ -2,11 +2,12 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from rayrlhf.config import AutoscaleConfig, RunConfig, load_config, parse_config
+from rayrlhf.config import AutoscaleConfig, RewardConfig, RunConfig, load_config, parse_config
 from rayrlhf.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -86,6 +87,8 @@ def test_contradictions_name_the_key_and_the_value(override: str, sentence: str)
 def test_rules_of_two_keys() -> None:
     told = refuse("reward.members=2", "reward.heads=4")
     assert "reward.members=2 and reward.heads=4 exclude each other" in told
+    told = refuse("reward.base=[a, b, c]")
+    assert "reward.base lists 3 backbones for reward.members=2: each member has one" in told
     told = refuse("reward.length_balance=0.5", "reward.loss.kind=plackett_luce")
     assert (
         "reward.length_balance weighs pairs, and reward.loss.kind=plackett_luce learns from none: set it to 0" in told
@@ -170,3 +173,20 @@ def test_importance_correction_follows_staleness() -> None:
 
 def test_off_is_a_word_where_it_is_one_of_the_choices() -> None:
     assert load_config(QUICKSTART, ["ppo.guard.action=off"]).ppo.guard.action == "off"
+
+
+def test_each_member_has_the_base_that_is_listed_for_it() -> None:
+    tree: dict[str, Any] = yaml.safe_load(QUICKSTART.read_text())
+    del tree["reward"]["members"]
+
+    def reward(base: Any) -> RewardConfig:
+        return parse_config(tree | {"name": "n", "reward": tree["reward"] | {"base": base}}).reward
+
+    assert (reward(["a", "b", "a"]).members, reward(["a", "b", "a"]).bases) == (3, ["a", "b", "a"])
+    assert (reward("a").members, reward("a").bases) == (1, ["a"])
+    assert reward(None).bases == []
+    assert load_config(QUICKSTART, ["reward.base=a"]).reward.bases == ["a", "a"]
+    again = parse_config(load_config(QUICKSTART, ["reward.base=[a, b]"]).model_dump(mode="json"))
+    assert again.reward.bases == ["a", "b"]
+    assert "reward.base" in refuse("reward.base=3")
+    assert "reward.base" in refuse("reward.base=[]")

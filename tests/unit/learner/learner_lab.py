@@ -185,6 +185,7 @@ def scored(
     finish: Any = "eos",
     version: int = 0,
     gold: float | None = None,
+    spread: float | None = None,
 ) -> ScoredTrajectory:
     return ScoredTrajectory(
         trajectory=Trajectory(
@@ -196,6 +197,7 @@ def scored(
             version_spans=(VersionSpan(version=version, start=0, end=len(response)),),
         ),
         score=score,
+        spread=spread,
         ref_logprobs=ref_logprobs.astype(np.float32),
         prompt_text=" ".join(map(str, prompt)),
         response_text=" ".join(map(str, response)),

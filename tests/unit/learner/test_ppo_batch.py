@@ -448,12 +448,45 @@ def per_response(found: Any, samples: list[ScoredTrajectory]) -> list[float]:
     return first
 
 
-@pytest.mark.parametrize("where", ["score", "engine", "reference"])
+@pytest.mark.parametrize("advantage", ["gae", "grpo", "reinforce"])
+def test_without_an_uncertainty_weight_nothing_changes_and_with_one_only_the_advantages(advantage: str) -> None:
+    """Weighted last: the returns are as without it, and no sample gets a part of what another lost."""
+    alike = [replace(item, spread=None) for item in hand_made(12, seed=3, per_prompt=2)]
+    spreads = [None, 0.0, 0.5, 1.0, 2.0, 50.0] * 2
+    samples = [replace(item, spread=own) for item, own in zip(alike, spreads, strict=True)]
+    config = settings(advantage=advantage, whiten_advantages=True)
+    plain, figures = targets(alike, config, kl_coef=0.1)
+    same, unchanged = targets(samples, config, kl_coef=0.1)
+    assert torch.equal(plain.advantages, same.advantages)
+    assert figures == unchanged
+    assert "policy/certainty" not in figures
+    weighted = config.model_copy(update={"uncertainty_weight": 2.0})
+    found, told = targets(samples, weighted, kl_coef=0.1)
+    wanted = [1.0 if own is None else 1.0 / (1.0 + 2.0 * own**2) for own in spreads]
+    torch.testing.assert_close(found.advantages, plain.advantages * torch.tensor(wanted).unsqueeze(1))
+    assert torch.equal(found.returns, plain.returns)
+    assert told.pop("policy/certainty") == pytest.approx(np.mean(wanted))
+    assert told == figures
+    check_names(["policy/certainty"])
+
+
+def test_a_cut_response_that_is_not_trained_on_its_score_is_not_weighed_by_it() -> None:
+    samples = [replace(item, spread=1.0) for item in two_samples(finish="length")]
+    plain, _ = targets(samples, settings(truncation="bootstrap"), end_values=[0.0, 4.0])
+    found, told = targets(samples, settings(truncation="bootstrap", uncertainty_weight=1.0), end_values=[0.0, 4.0])
+    assert torch.equal(found.advantages[1], plain.advantages[1])
+    torch.testing.assert_close(found.advantages[0], plain.advantages[0] / 2)
+    assert told["policy/certainty"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("where", ["score", "engine", "reference", "spread"])
 def test_what_is_not_finite_is_named_and_refused(where: str) -> None:
     samples = two_samples()
     bad = np.array([-1.0, np.nan, -1.0], dtype=np.float32)
     if where == "score":
         samples[1] = replace(samples[1], score=float("nan"))
+    elif where == "spread":
+        samples[1] = replace(samples[1], spread=float("inf"))
     elif where == "engine":
         samples[1] = replace(samples[1], trajectory=replace(samples[1].trajectory, rollout_logprobs=bad))
     else:

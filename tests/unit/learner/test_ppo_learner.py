@@ -18,7 +18,7 @@ from learner_lab import (
     sample,
     tokenizer,
 )
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, BertConfig, BertModel
 
 from rayrlhf.errors import CheckpointError, LedgerError, NonFiniteError
 from rayrlhf.learner.build import build_ppo
@@ -511,6 +511,24 @@ def test_factory_starts_the_critic_from_the_reward_model(tmp_path: Path) -> None
     assert largest_difference(parameters(learner._policy.model), parameters(policy_model())) == 0.0
     learner.update(0, hand_made(16, seed=1))
     assert build_ppo(run_config({"advantage": "rloo"}), ranks=ALONE, **dirs)._critic is None
+
+
+def test_the_critic_starts_from_the_first_member_that_reads_the_policys_tokens_forward(tmp_path: Path) -> None:
+    """Not from an encoder over the same vocabulary: its value of a token would know the tokens that come after it."""
+    export_model(policy_model(), tokenizer(), tmp_path / "sft")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    export_model(BertModel(BertConfig(vocab_size=len(tokenizer()), **shape)), tokenizer(), tmp_path / "bert")
+    encoder = make_reward_model(str(tmp_path / "bert"), tokenizer(), seed=4)
+    export_model(encoder, tokenizer(), tmp_path / "reward_model")
+    dirs = {"policy_dir": str(tmp_path / "sft"), "reward_model_dir": str(tmp_path / "reward_model")}
+    alone = build_ppo(run_config(), ranks=ALONE, **dirs)._critic
+    assert alone is not None
+    assert not alone.model.score.weight.any()
+    reward = make_reward_model(str(tmp_path / "sft"), tokenizer(), seed=5)
+    export_model(reward, tokenizer(), tmp_path / "reward_model" / "members" / "01")
+    beside = build_ppo(run_config(), ranks=ALONE, **dirs)._critic
+    assert beside is not None
+    assert torch.equal(beside.model.score.weight, reward.score.weight)
 
 
 def test_a_reward_model_without_an_embedding_for_every_id_of_the_policy_does_not_start_the_critic(

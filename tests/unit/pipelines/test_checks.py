@@ -3,18 +3,22 @@
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from rayrlhf.cli.main import app
 from rayrlhf.config import load_config
 from rayrlhf.data.tokenizer import train_tokenizer
 from rayrlhf.errors import ConfigError, RayrlhfError
-from rayrlhf.models.load import make_policy
+from rayrlhf.models.export import export_reward_model
+from rayrlhf.models.load import make_policy, make_reward_model
 from rayrlhf.pipelines.checks import Checked, check_run
+from rayrlhf.reward.stats import RewardStats, Scale
 
 WORDS = ["red", "blue", "green", "small", "large", "cat", "dog", "house", "tree", "river"]
 
@@ -140,6 +144,20 @@ def test_a_judge_is_held_against_its_questions(start: Path, model: Path, monkeyp
     assert "its max_length=4096 exceeds the 64 positions of the judge" in told(model, "verdict: text")
     assert "200 of 200 rows of the prompts, as the judge" in told(model, "max_length: 64")
     assert "leaves no room for responses" in told(model, "max_length: 64")
+
+
+def test_advantages_are_weighed_by_a_spread_only_where_a_term_has_one(start: Path, model: Path, tmp_path: Path) -> None:
+    weight = "ppo.uncertainty_weight=0.5"
+    assert "no term of ppo.rewards is one: train one with reward.members or reward.heads" in refusal(start, weight)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    made = make_reward_model(str(model), tokenizer, seed=0)
+    export_reward_model(made, tokenizer, tmp_path / "rm", state_dict=dict(made.state_dict()))
+    scale = Scale(mean=0.0, std=1.0, length_slope=0.0)
+    stats = RewardStats(scale=scale, members=[scale], temperature=1.0, max_length=64, template="", probes=[])
+    stats.save(tmp_path / "rm")
+    assert "is one: train" in refusal(start, rewards(f"kind: model, path: '{tmp_path / 'rm'}'"), weight)
+    replace(stats, members=[scale, scale]).save(tmp_path / "rm")
+    check(start, rewards(f"kind: model, path: '{tmp_path / 'rm'}'"), weight)
 
 
 def test_only_rows_that_a_metric_scores_need_a_reference(start: Path) -> None:

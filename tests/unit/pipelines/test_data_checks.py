@@ -8,7 +8,7 @@ import pytest
 
 from rayrlhf.config import RunConfig, load_config
 from rayrlhf.data.tokenizer import train_tokenizer
-from rayrlhf.errors import DataError
+from rayrlhf.errors import DataError, ModelError
 from rayrlhf.models.load import make_policy
 from rayrlhf.pipelines.data_checks import DataCheck, FoundData
 
@@ -83,3 +83,19 @@ def test_what_the_loss_cannot_learn_from_is_told_or_refused(model: Path, tmp_pat
         found(model, tmp_path, pairs(), "reward.loss.kind=scaled")
     with pytest.raises(DataError, match=r"All 100 records of p\.jsonl have a weight of 0"):
         found(model, tmp_path, pairs(weight=0.0))
+
+
+def test_the_example_is_shown_as_each_backbone_reads_it(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tokenizer = train_tokenizer(["red"], vocab_size=270)
+    make_policy(SHAPE, tokenizer, seed=1).save_pretrained(other)
+    tokenizer.eos_token = "<|end|>"
+    tokenizer.save_pretrained(other)
+    told = found(model, tmp_path, pairs(), f"reward.base=[{model}, {other}, {model}]").sentences()
+    assert sum("reads the example below as" in sentence for sentence in told) == 1
+    assert told[-1].endswith("red<|endoftext|>'")
+    shown = told[-1].removeprefix("for example: ").replace("<|endoftext|>", "<|end|>")
+    assert told[-2] == f"{other} reads the example below as {shown}"
+    chat = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in pairs()]
+    with pytest.raises(ModelError, match=rf"{other} cannot read the data: .* no chat template"):
+        found(model, tmp_path, chat, f"reward.base=[{model}, {other}]")

@@ -97,3 +97,9 @@ def test_reward_models_of_other_directories_are_checked_too(policy: str, tmp_pat
     rewards = {"rewards": [{"kind": "model", "path": str(tmp_path / "reward")}]}
     with pytest.raises(ModelError, match=r"The reward model .* has pad_token_id None"):
         check_models(config(["ppo"], {"path": policy}, ppo=rewards))
+
+
+def test_every_backbone_of_an_ensemble_is_looked_for(policy: str) -> None:
+    check_models(config(["reward"], {"path": policy}, reward={"base": [policy, policy]}))
+    with pytest.raises(ModelError, match=r"The reward model backbone directory /no/such/base does not exist"):
+        check_models(config(["reward"], {"path": policy}, reward={"base": [policy, "/no/such/base"]}))

@@ -29,3 +29,10 @@ def test_memory_is_counted_for_the_models_a_run_has() -> None:
 def test_the_plan_names_the_algorithm(config: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     show_plan(Console(), load_config(CONFIGS / f"{config}.yaml"), PLAN)
     assert told in capsys.readouterr().out
+
+
+def test_memory_of_reward_models_is_that_of_their_own_backbones() -> None:
+    config = load_config(CONFIGS / "quickstart.yaml", ["reward.base=[a, b]"])
+    plan = replace(PLAN, backbones=(3_000_000, 500_000))
+    assert plan.learner_bytes(config) == 16 * 3_000_000  # one at a time, larger than policy and critic
+    assert plan.frozen_bytes(config) == (1_000_000 + 3_500_000) * 4

@@ -230,3 +230,11 @@ def test_a_refused_resume_leaves_the_configuration_as_it_was(tmp_path: Path) -> 
         run.run_stages(config(tmp_path, "rollout.cpus=999"), resume=True)
     assert (folder.root / "config.yaml").read_text() == before
     assert yaml.safe_load(before)["ppo"]["kl"]["coef"] == 0.1
+
+
+def test_the_list_of_backbones_is_kept(tmp_path: Path) -> None:
+    two = ("reward.members=2", "reward.base=[a, b]")
+    folder = begin(tmp_path, *two, finished=("sft",), reward=3)
+    plan_resume(folder, config(tmp_path, *two))
+    with pytest.raises(ConfigError, match=r"reward\.base was \['a', 'b'\] when .* is \['a', 'c'\] now"):
+        plan_resume(folder, config(tmp_path, "reward.members=2", "reward.base=[a, c]"))

@@ -13,7 +13,7 @@ from rayrlhf.models.export import export_model, export_reward_model
 from rayrlhf.models.load import make_policy, make_reward_model
 from rayrlhf.reward.judge import score_preferences
 from rayrlhf.reward.model import RewardModel
-from rayrlhf.reward.package import stats_of
+from rayrlhf.reward.package import save_stats
 
 INIT: dict[str, Any] = {
     "model_type": "qwen2",
@@ -61,7 +61,7 @@ def packaged(directory: Path, *, heads: int = 1, members: int = 1) -> Path:
     for member in range(1, members):
         save_reward_model(directory / "members" / f"{member:02d}", seed=10 + member)
     model = load(directory)
-    stats_of(model, score_preferences(model, preferences(), max_length=64), max_length=64).save(directory)
+    save_stats(model, score_preferences(model, preferences(), max_length=64), max_length=64)
     return directory
 
 

@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_prompt_and_response_are_parted_and_ended_by_the_separator(model: Path) -> None:
     reward_model = load(model)
-    ids = reward_model.encode("Guest 3:", " the inn has bread")
+    (ids,) = reward_model.encode("Guest 3:", " the inn has bread")
     tokens = reward_model.tokenizer.convert_ids_to_tokens(ids)
     assert tokens == ["[CLS]", "guest", "3", ":", "[SEP]", "the", "inn", "has", "bread", "[SEP]"]
     assert len(encode_prompt(reward_model.tokenizer, "Guest 3:")) == 5

@@ -128,8 +128,8 @@ def test_a_response_read_in_part_counts_with_its_whole_length(tmp_path: Path) ->
     rows = [pair("Guest:", " bread" * 90, " bread" * 70), pair("Guest:", " ale", " ale ale")]
     scored = score_preferences(model, rows, max_length=16, cut=True)
     assert [len(sequence) for sequence in scored.sequences[:2]] == [16, 16]
-    prompt = len(model.encode("Guest:", "")) - 1
-    assert scored.lengths[0][0] == len(model.encode("Guest:", " bread" * 90)) - prompt
+    prompt = len(model.encode("Guest:", "")[0]) - 1
+    assert scored.lengths[0][0] == len(model.encode("Guest:", " bread" * 90)[0]) - prompt
     assert judge(scored).figures["longer_accuracy"] == 0.5
 
 

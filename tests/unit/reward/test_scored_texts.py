@@ -139,7 +139,7 @@ def test_a_reward_model_reads_control_strings_as_it_was_trained_to(tmp_path: Pat
         reading=Reading(special_tokens_in_text=special),
     ).save(tmp_path / "reward")
     model = RewardModel(str(tmp_path / "reward"), device="cpu", dtype="float32", micro_batch_tokens=64)
-    ids = model.encode("two", " four <answer>").tolist()
+    ids = model.encode("two", " four <answer>")[0].tolist()
     assert (own.convert_tokens_to_ids("<answer>") in ids) == (special == "encode")
 
 
@@ -197,7 +197,6 @@ def test_a_prompt_that_a_reward_models_template_refuses_has_no_score_and_says_wh
         "cannot read sample s1: the chat template refuses it: no system role (data.roles=merge joins turns that it does not "
         "take)"
     )
-    alone = pytest.approx(float(model.score([model.encode(turns[1:], "it")])[0, 0]))
-    assert first.value == alone
-    assert second.value == alone
+    alone = float(model.score([model.encode(turns[1:], "it")])[0, 0])
+    assert [first.value, second.value] == pytest.approx([alone, alone])
     assert [score.value for score in term.score(requests[1:2])] == [None]

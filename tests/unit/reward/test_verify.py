@@ -175,13 +175,13 @@ def test_as_a_reward_it_leaves_out_the_share_of_length_that_is_asked_for(tmp_pat
             name=row.origin,
             prompt=row.prompt,
             response=row.chosen,
-            token_ids=model.encode(row.prompt, row.chosen),
+            token_ids=model.encode(row.prompt, row.chosen)[0],
             finished=True,
             reference=None,
         )
         for row in rows
     ]
-    raw = model.score([request.token_ids for request in requests])
+    raw = model.score([(request.token_ids,) for request in requests])
     lengths = np.array([len(encode_response(model.tokenizer, row.chosen)) for row in rows])
     assert len(set(lengths.tolist())) > 2
     assert all(abs(scale.length_slope) > 1e-3 for scale in stats.members)
@@ -225,7 +225,7 @@ def test_ids_beyond_the_models_embeddings_are_read_as_text(good: Path) -> None:
     model = load(good)
     term = ModelTerm(model, combination="mean", penalty=0.0, policy_tokenizer=tokenizer(), standardize=False)
     ids = np.array([*tokenizer()("the inn has").input_ids, tokenizer().eos_token_id], dtype=np.int32)
-    unknown = np.insert(ids, 2, model.vocabulary + 7)
+    unknown = np.insert(ids, 2, model.readers[0].embeddings + 7)
     scores = [
         term.score(
             [ScoreRequest(name="s", prompt="", response="the inn has", token_ids=own, finished=True, reference=None)]
