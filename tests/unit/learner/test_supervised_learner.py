@@ -270,7 +270,8 @@ def test_a_trained_reward_model_is_trained_on_with_its_heads(tmp_path: Path, hea
     prepare_base(settings, str(tmp_path / "base"))
     first = build_reward(settings, base_dir=str(tmp_path / "base"), ranks=ALONE)
     first.export(str(tmp_path / "first"))
-    second = build_reward(settings, base_dir=str(tmp_path / "first"), ranks=ALONE, trained=str(tmp_path / "first"))
+    again = _small_run(tmp_path, heads=heads, base=str(tmp_path / "first"), keep_head=True)
+    second = build_reward(again, base_dir=str(tmp_path / "first"), ranks=ALONE)
     before, after = parameters(first._core.model), parameters(second._core.model)
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -278,7 +279,7 @@ def test_a_trained_reward_model_is_trained_on_with_its_heads(tmp_path: Path, hea
     second.export(str(tmp_path / "second"))
     text = np.array([5, 6, 7], dtype=np.int32)
     old, new = (
-        RewardModel(str(tmp_path / name), device="cpu", dtype="auto", micro_batch_tokens=64).score([text])
+        RewardModel(str(tmp_path / name), device="cpu", dtype="auto", micro_batch_tokens=64).score([(text,)])
         for name in ("first", "second")
     )
     assert old.shape == new.shape == (1, heads)
