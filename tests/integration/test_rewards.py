@@ -103,7 +103,7 @@ def test_members_of_two_families_weigh_what_ppo_learns(trained: Path, encoder: P
     bases = ["reward.members=2", f"reward.base=[{encoder}, {trained / 'sft'}]"]
     ppo = ["ppo.uncertainty_weight=1.0", "ppo.rewards=[{kind: model, ensemble: soft_min, penalty: 1.0}]"]
     place = [f"output_dir={tmp_path}", "name=mixed"]
-    told = succeed("run", str(QUICKSTART), *start, *bases, *ppo, *place)
+    succeed("run", str(QUICKSTART), *start, *bases, *ppo, *place)
     run = tmp_path / "mixed"
     reward_model = run / "reward_model"
     families = [
@@ -128,7 +128,6 @@ def test_members_of_two_families_weigh_what_ppo_learns(trained: Path, encoder: P
     judged = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
     assert (judged["members"], judged["pairs"]) == (2, 20)
     assert json.loads((reward_model / "evaluation.json").read_text())["left_out"] == 0
-    assert "policy" in told
 
 
 @pytest.fixture(scope="module")
