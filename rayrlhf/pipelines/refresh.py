@@ -16,7 +16,7 @@ from rayrlhf.data.bad_rows import BadRows
 from rayrlhf.data.cache import cache_folder
 from rayrlhf.data.encoding import usable_rows
 from rayrlhf.data.exchange import encode_prompt
-from rayrlhf.data.on_policy import pair_up, read_answers
+from rayrlhf.data.on_policy import Answers, pair_up, read_answers
 from rayrlhf.data.preference_exports import own_row
 from rayrlhf.data.prepared import Source, open_preferences, open_prompts
 from rayrlhf.data.schema import Preference, PromptText, Split
@@ -154,7 +154,7 @@ def _prepare(
     )
     teaching(drawn.preferences, refreshed.reward.loss, what="pairs of the policy's own responses")
     split = split_by_prompt(drawn.preferences, refreshed)
-    _demand(split, drawn)
+    _demand(split, drawn, answers)
     mixed = _mixed(split, home, asked.replay, refreshed)
     steps = -(-len(mixed.train) // refreshed.reward.prompts_per_step) * refreshed.reward.epochs
     every = max(1, min(refreshed.reward.evaluate_every, steps // _EVALUATIONS))
@@ -236,11 +236,12 @@ def _refreshed(folder: Path, settings: Sequence[str], *, config: Path | None = N
     return load_config(config or folder / "config.yaml", [*settings, *place])
 
 
-def _demand(split: Split[Preference], drawn: Drawn) -> None:
+def _demand(split: Split[Preference], drawn: Drawn, answers: Answers) -> None:
     if not split.train or len(split.heldout) < _FEWEST:
         raise DataError(
             f"There are {len(split.train)} pairs to train on and {len(split.heldout)} held out, by prompt, beside "
-            f"{drawn.ties} ties; at least 1 and {_FEWEST} are needed: raise --heldout, or refresh a longer run."
+            f"{drawn.ties} ties and {answers.cut} responses that were cut at the length limit; at least 1 and {_FEWEST} are "
+            f"needed: raise --heldout, or refresh a longer run."
         )
 
 

@@ -82,7 +82,10 @@ def test_a_label_nobody_gives(run: Path) -> None:
 
 def test_too_few_pairs(run: Path) -> None:
     """All gold is equal: 40 ties. Then 4 pairs, and none of the run's files is touched."""
-    assert "There are 0 pairs to train on and 0 held out, by prompt, beside 40 ties" in refused(str(run))
+    assert (
+        "There are 0 pairs to train on and 0 held out, by prompt, beside 40 ties and 0 responses that were cut"
+        in refused(str(run))
+    )
     config = load_config(run / "config.yaml")
     write_samples(run, [str(row.prompt) for row in load_prompts(config).train[:4]], gold=1.0)
     assert "at least 1 and 8 are needed: raise --heldout, or refresh a longer run" in refused(str(run))
