@@ -86,7 +86,7 @@ def test_rewards_of_a_tokenizer_that_marks_spaces_see_text_that_goes_on_from_the
         scorer(tmp_path, tokenizer, term, [PromptRow(prompt=PROMPT, reference="four")]).score([one]).trajectories
     )
     assert (term.requests[0].prompt, term.requests[0].response) == (PROMPT, " it is four .")
-    sent = HttpTerm(HttpReward(kind="http", urls=["http://127.0.0.1:1"], api="openrlhf"))._request(term.requests)[1]
+    sent = HttpTerm(HttpReward(kind="http", urls=["http://127.0.0.1:1"], api="openrlhf"))._body(term.requests)
     assert sent["query"] == ["what is two plus two ? it is four ."]
     (row,) = sample_rows("ppo", 1, [scored])
     assert row["prompt"].replace("<s> ", "<s>") == "<s>what is two plus two ?"
