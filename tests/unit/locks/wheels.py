@@ -1,8 +1,8 @@
 """What the wheels of the lock files require, and whether a lock file grants it.
 
-``wheels.json`` holds, for every version pinned in a lock file, what its wheel says of itself: ``Requires-Python`` and ``Requires-Dist``.
-After a change of a lock file, ``python tests/unit/locks/wheels.py`` (in the CPU environment) reads the new ones from the configured package
-index, without downloading a wheel whose metadata the index serves beside it.
+``wheels.json`` holds, for every version pinned in a lock file, what its wheel says of itself.
+After a change of a lock file, ``python tests/unit/locks/wheels.py``, run in the CPU environment, reads it anew from the
+configured package index, which takes ten minutes. A wheel is downloaded only where the index serves no metadata beside it.
 """
 
 import importlib.metadata
@@ -14,6 +14,7 @@ import tomllib
 import venv
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,21 @@ NEWEST_GLIBC = 39
 
 @dataclass(frozen=True)
 class Wheel:
-    """What a wheel says of itself: the range of Python versions that it is for, and what must be installed beside it."""
+    """What a wheel says of itself: the range of Python versions that it is for, and, sorted, what must be installed beside it."""
 
     requires_python: str
     requires: tuple[str, ...]
 
 
-def pins(*locks: str) -> dict[str, Version]:
-    """Names, as the index spells them, and versions of lock files such as ``requirements-gpu.lock``."""
+def pins(*locks: str, markers: dict[str, str] | None = None) -> dict[str, Version]:
+    """Names, as the index spells them, and versions of lock files: all, or those that apply under ``markers``."""
     found = {}
     for lock in locks:
         for line in (ROOT / lock).read_text().splitlines():
             if line and not line.startswith("#"):
                 requirement = Requirement(line)
+                if markers is not None and requirement.marker is not None and not requirement.marker.evaluate(markers):
+                    continue
                 (specifier,) = requirement.specifier
                 assert specifier.operator in ("==", "==="), f"{lock}: {line} pins no version"
                 found[canonicalize_name(requirement.name)] = Version(specifier.version)
@@ -69,6 +72,9 @@ def recorded() -> dict[str, Wheel]:
     """Wheels by ``name==version``, from the extract."""
     entries = json.loads(WHEELS.read_text())
     return {pin: Wheel(entry["requires_python"], tuple(entry["requires"])) for pin, entry in entries.items()}
+
+
+_parsed = lru_cache(maxsize=None)(Requirement)
 
 
 def contradictions(
@@ -103,16 +109,16 @@ def contradictions(
             says = wheel(name, pinned[name])
             if Version(markers["python_full_version"]) not in Requirement(f"python{says.requires_python}").specifier:
                 yield f"{pin} is for Python {says.requires_python}"
-            for inner in map(Requirement, says.requires):
-                if inner.marker is None or inner.marker.evaluate({**markers, "extra": extra}):
-                    waiting.append((inner, pin))
+            inner = map(_parsed, says.requires)
+            given = {**markers, "extra": extra}
+            waiting.extend((one, pin) for one in inner if one.marker is None or one.marker.evaluate(given))
     for name in pinned.keys() - {name for name, _ in reached}:
         yield f"{name} is pinned, and nothing requires it"
 
 
 def installed(distribution: importlib.metadata.Distribution) -> Wheel:
     """What an installed distribution says of itself."""
-    return Wheel(distribution.metadata.get("Requires-Python") or "", tuple(distribution.requires or ()))
+    return Wheel(distribution.metadata.get("Requires-Python") or "", tuple(sorted(distribution.requires or ())))
 
 
 def _report(python: Path, lines: list[str], version: str, machine: str) -> list[dict[str, Any]]:
@@ -123,7 +129,7 @@ def _report(python: Path, lines: list[str], version: str, machine: str) -> list[
         lock = Path(folder, "lock")
         lock.write_text("\n".join(lines))
         place = ["--python-version", version, *(word for tag in tags for word in ("--platform", tag))]
-        command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed"]
+        command = [python, "-m", "pip", "install", "-qq", "--dry-run", "--no-deps", "--ignore-installed"]
         subprocess.run([*command, "--target", folder, "--report", f"{folder}/report", *place, "-r", lock], check=True)
         return json.loads(Path(folder, "report").read_text())["install"]
 
@@ -148,9 +154,11 @@ def main() -> None:
                 for entry in _report(python, lines, version, machine):
                     says = entry["metadata"]
                     pin = f"{canonicalize_name(says['name'])}=={Version(says['version'])}"
-                    wheel = Wheel(says.get("requires_python") or "", tuple(says.get("requires_dist", ())))
+                    wheel = Wheel(says.get("requires_python") or "", tuple(sorted(says.get("requires_dist", ()))))
                     if wheels.setdefault(pin, wheel) != wheel:
-                        sys.exit(f"The wheels of {pin} say different things for different machines or versions of Python.")
+                        sys.exit(
+                            f"The wheels of {pin} say different things for different machines or versions of Python."
+                        )
     entries = (f"{json.dumps(pin)}: {json.dumps(vars(wheel))}" for pin, wheel in sorted(wheels.items()))
     WHEELS.write_text("{\n" + ",\n".join(entries) + "\n}\n")
 
