@@ -119,7 +119,7 @@ def test_members_of_two_families_weigh_what_ppo_learns(trained: Path, encoder: P
     assert updates[-1]["ledger/dropped"] == 0
     checked = succeed("verify", str(reward_model), "--no-vllm", timeout=200.0)
     assert "FAILED" not in checked
-    assert "members/01: scoring pool" in checked
+    assert checked.count("members/01: ") * 2 == checked.count(" passed ") == 16
     pairs = [{"prompt": f"Guest: {i}", "chosen": " a room for you", "rejected": " no"} for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     succeed(
