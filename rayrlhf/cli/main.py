@@ -153,7 +153,7 @@ def _stages(config: Path, overrides: list[str] | None, only: "Stage | None", *, 
     from rayrlhf.config import load_config
 
     with clear_errors():
-        loaded = load_config(config, overrides or [])
+        loaded = load_config(config, [*(overrides or []), *([] if only is None else [f"stages=[{only}]"])])
         quiet_libraries()
         if dry_run:
             from rayrlhf.cli.doctor import show_dry_run

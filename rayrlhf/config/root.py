@@ -63,7 +63,7 @@ class RunConfig(Node):
     @model_validator(mode="after")
     def _lengths_fit(self) -> "RunConfig":
         need = self.data.max_prompt_tokens + self.sampling.max_new_tokens
-        if need > self.model.max_length:
+        if "ppo" in self.stages and need > self.model.max_length:
             raise ValueError(
                 f"data.max_prompt_tokens + sampling.max_new_tokens = {need} exceeds model.max_length = {self.model.max_length}"
             )
@@ -72,12 +72,14 @@ class RunConfig(Node):
             raise ValueError(
                 f"model.max_length = {self.model.max_length} exceeds model.init.max_position_embeddings = {context}"
             )
-        for key, tokens in (
-            ("sft.micro_batch_tokens", self.sft.micro_batch_tokens),
-            ("reward.micro_batch_tokens", self.reward.micro_batch_tokens // 2),
-            ("ppo.micro_batch_tokens", self.ppo.micro_batch_tokens),
-            ("scoring.micro_batch_tokens", self.scoring.micro_batch_tokens),
+        for stage, key, tokens in (
+            ("sft", "sft.micro_batch_tokens", self.sft.micro_batch_tokens),
+            ("reward", "reward.micro_batch_tokens", self.reward.micro_batch_tokens // 2),
+            ("ppo", "ppo.micro_batch_tokens", self.ppo.micro_batch_tokens),
+            ("ppo", "scoring.micro_batch_tokens", self.scoring.micro_batch_tokens),
         ):
+            if stage not in self.stages:
+                continue
             longest = self.reward_max_length if key.startswith("reward") else self.model.max_length
             if tokens < longest:
                 what = "a pair of sequences" if key.startswith("reward") else "one sequence"

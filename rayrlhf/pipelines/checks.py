@@ -47,13 +47,11 @@ class Checked:
 
 
 def check_run(config: RunConfig, *, only: Stage | None = None, resume: bool = False) -> Checked:
-    """Everything that is known before the start; the configured stages, or one of them.
+    """Everything that is known before the start of the configured stages; with `only`, beside what other stages made.
 
     Raises ConfigError, DataError, ModelError or ResourceError for the first wrong or impossible thing; what the machine
     or cluster lacks stands in the answer. Joins the cluster where there is one.
     """
-    if only is not None:
-        config = config.model_copy(update={"stages": [only]})
     _check_output_dir(config)
     origins = _Origins(config, kept=resume or only is not None)
     notes = check_models(config)

@@ -45,12 +45,12 @@ from rayrlhf.telemetry.wording import wording
 def run_stages(
     config: RunConfig, *, resume: bool, only: Stage | None = None, arguments: Sequence[str] | None = None
 ) -> Path:
-    """Run the configured stages (or one of them) and return the run's folder; raises one of our errors.
+    """Run the configured stages and return the run's folder; raises one of our errors.
 
+    `only` is the one stage of the configuration where it was asked for by itself: what other stages made is kept.
     `arguments` are those of the command, for telling how to go on after a failure.
     """
     console = Console()
-    config = config if only is None else config.model_copy(update={"stages": [only]})
     folder = RunFolder(config)
     if resume:
         demand_begun(folder)

@@ -84,6 +84,20 @@ def test_contradictions_name_the_key_and_the_value(override: str, sentence: str)
     assert sentence in refuse(override)
 
 
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        ("sft", ["data.max_prompt_tokens=300", "ppo.micro_batch_tokens=16", "scoring.micro_batch_tokens=16"]),
+        ("reward", ["sampling.max_new_tokens=300", "sft.micro_batch_tokens=16"]),
+        ("ppo", ["sft.micro_batch_tokens=16", "reward.micro_batch_tokens=16"]),
+    ],
+)
+def test_lengths_are_asked_of_the_stages_that_run_alone(stage: str, overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"exceeds|cannot hold"):
+        load_config(QUICKSTART, overrides)
+    assert load_config(QUICKSTART, [*overrides, f"stages=[{stage}]"]).stages == [stage]
+
+
 def test_rules_of_two_keys() -> None:
     told = refuse("reward.members=2", "reward.heads=4")
     assert "reward.members=2 and reward.heads=4 exclude each other" in told
