@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import socket
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -299,14 +300,27 @@ def keep_paragraphs(path: Path) -> None:
     ray._private.worker.print_to_stdstream = tell
 
 
+def obey_termination() -> None:
+    """Meet what a scheduler or `ray job stop` sends as Ctrl-C is met: the loop unwinds, the actors end, --resume goes on.
+
+    A shell starts background commands with Ctrl-C ignored; then the interrupt is raised here and now.
+    """
+    relayed = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    signal.signal(
+        signal.SIGTERM,
+        (lambda *_: signal.raise_signal(signal.SIGINT)) if relayed else signal.default_int_handler,
+    )
+
+
 def visit(address: str) -> None:
-    """Join a run's cluster to ask something of it; ResourceError, in one sentence, when it cannot be."""
+    """Join a run's cluster to ask something of it, until Ctrl-C or SIGTERM; ResourceError, in one sentence, when it cannot be."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     _reach(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # as in `connect`
         raise ResourceError(f"The Ray cluster at {address} cannot be joined: {_told(error)}.") from error
+    obey_termination()
 
 
 def leave() -> None:

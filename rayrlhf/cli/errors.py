@@ -19,7 +19,7 @@ class clear_errors:
             print(f"rayrlhf: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
         if isinstance(error, KeyboardInterrupt):
-            print(f"rayrlhf: {error or 'interrupted'}", file=sys.stderr)
+            print(f"rayrlhf: {str(error) or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 

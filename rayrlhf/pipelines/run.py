@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import ray
 
 from rayrlhf.actors.calls import alongside, tell_of_waits
-from rayrlhf.actors.cluster import connect, demand, existing_address, keep_paragraphs
+from rayrlhf.actors.cluster import connect, demand, existing_address, keep_paragraphs, obey_termination
 from rayrlhf.actors.local_ray import end_services, watch_services
 from rayrlhf.actors.memory import ClusterMemory
 from rayrlhf.actors.recorder import Recorder
@@ -139,18 +138,6 @@ def _run_and_record(
     summary = run.summary()
     write_summary(folder.root, summary)
     return summary
-
-
-def obey_termination() -> None:
-    """Meet what a scheduler or `ray job stop` sends as Ctrl-C is met: the loop unwinds, the actors end, --resume goes on.
-
-    A shell starts background commands with Ctrl-C ignored; then the interrupt is raised here and now.
-    """
-    relayed = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    signal.signal(
-        signal.SIGTERM,
-        (lambda *_: signal.raise_signal(signal.SIGINT)) if relayed else signal.default_int_handler,
-    )
 
 
 def _lost_worker(events: EventLog) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Every role of a real run is killed, stopped or resized while it goes on: the run is the undisturbed one, bit for bit."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -76,6 +77,12 @@ class Job:
     def summary(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((self.run / "summary.json").read_text())["stages"]["ppo"]
         return facts
+
+
+def meets_termination(pid: int) -> bool:
+    """Whether a process has a handler of its own for SIGTERM."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def accounted(job: Job) -> None:
@@ -185,6 +192,14 @@ def test_a_run_is_watched_scaled_rewarded_anew_and_stopped_while_it_goes_on(
     assert "live" in shown
     assert "rollout 0" in shown
     assert "learner 0" in shown
+    arguments = command("status", str(job.run), "--watch")
+    watching = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    job.until(lambda: meets_termination(watching.pid))
+    assert "learner 0" in job.status()  # it has begun to show meanwhile
+    watching.terminate()
+    page, told = watching.communicate(timeout=60)
+    assert (watching.returncode, told) == (130, b"rayrlhf: interrupted\n"), told
+    assert b"learner 0" in page
     assert "Scaling: rollout workers 1 -> 2." in succeed("scale", str(job.run), "--rollout-workers", "2", timeout=60)
     job.until(lambda: any("rollout 1" in line and "serving" in line for line in job.status().splitlines()))
     before = rows(job.run / "metrics.jsonl", stage="ppo")[-1]["step"]

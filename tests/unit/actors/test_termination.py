@@ -8,7 +8,7 @@ import pytest
 
 WAITING = """
 import asyncio, signal, sys
-from rayrlhf.pipelines.run import obey_termination
+from rayrlhf.actors.cluster import obey_termination
 signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == "background" else signal.default_int_handler)
 obey_termination()
 
