@@ -9,6 +9,9 @@ from string import Template
 from rayrlhf.files import write_whole
 from rayrlhf.report.drawing import Drawn, with_own_ids
 
+_SHORT = 12
+"""Characters of a cell that is not broken."""
+
 
 def write_page(path: Path, *, title: str, subtitle: str, parts: Sequence[str], footer: str) -> Path:
     """Write the parts that are not empty as one page, in one rename."""
@@ -53,11 +56,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     if not rows:
         return ""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns) if any(columns) else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     above = f'<p class="prompt">{escape(note)}</p>' if note else ""
     head = head and f"<thead><tr>{head}</tr></thead>"
     return f'{heading}<div class="card">{above}<table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    """A word or two stay in one line; longer text may be broken anywhere, so that no path widens the page."""
+    kind = ' class="short"' if len(text) <= _SHORT else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def number(value: float | None, shape: str = "{:.3f}") -> str:
