@@ -18,7 +18,7 @@ from learner_lab import critic_model, hand_made, policy_model, run_config, token
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import WorkerError
 from rayrlhf.experience.buffer import ScoredGroup
-from rayrlhf.experience.spool import write_batch
+from rayrlhf.experience.spool import ExperienceSpool, write_batch
 from rayrlhf.learner.ppo import PPOLearner
 from rayrlhf.learner.process_group import Ranks
 from rayrlhf.pipelines.trainer import Trainer
@@ -93,6 +93,7 @@ async def training(folder: Path, told: list[Event], method: str, at: int, **opti
         folder=SimpleNamespace(spool=folder / "experience"),
         recorder=Recorder(),
         events=SimpleNamespace(tell=told.append),
+        console=SimpleNamespace(warn=lambda text: told.append(Event(kind="warning", text=text))),
     )
     trainer = Trainer(context, partial(build, grave=folder / "grave", method=method, at=at, **options))
     try:
@@ -162,3 +163,21 @@ async def test_a_learner_whose_updates_do_not_repeat_ends_the_run_with_what_is_w
     assert "weights of version 2 are not those that the lost one published, which the engines hold" in text
     assert "do not repeat exactly" in text
     assert "go on from the checkpoint" in text
+
+
+@pytest.mark.parametrize("unlike", [False, True])
+async def test_a_resume_whose_updates_do_not_repeat_goes_on_and_warns(unlike: bool, tmp_path: Path) -> None:
+    told: list[Event] = []
+    async with training(tmp_path, told, "never", 0) as trainer:
+        await digests(trainer)
+    done = ExperienceSpool(tmp_path / "experience").updates(0)
+    assert len(done) == UPDATES
+    (tmp_path / "grave").touch()
+    async with training(tmp_path, told, "never", 0, unlike=unlike) as trainer:
+        await trainer.resume(None, done)
+        assert await trainer.call("version") == UPDATES
+        assert ((await trainer.publish()).digest == done[-1].digest) is not unlike
+    assert [event.kind for event in told] == ["warning"] * unlike
+    assert (
+        not unlike or f"The weights of update {UPDATES}, repeated, are not bit for bit those of before" in told[0].text
+    )
